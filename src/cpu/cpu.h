@@ -1,0 +1,232 @@
+/* One x86-64 CPU: the whole architectural state plus what the interpreter
+ * needs around it.  src/cpu is pure: no system calls, no globals, no libc.
+ *
+ * RULE: everything in src/cpu is compiled with -mgeneral-regs-only, because
+ * while cpu_run() executes, the GUEST's vector and x87 state may be live in
+ * the host's registers (c->fpu_live).  Before anything that may use vector
+ * registers (Zydis, libc, a return to the caller) fpu_save() must be called.
+ *
+ * Execution.  Guest code is decoded once into blocks of struct insn, each with
+ * a handler; handlers chain to the next by a tail call (NEXT) and return an
+ * enum step to leave the block.  A handler checks everything first (addresses,
+ * permissions, faults) and then commits with no way to fail, so exceptions are
+ * precise.  MMIO and port reads leave with an exit before any commit; when the
+ * caller has provided the data the same instruction is executed again from its
+ * start and consumes the answers in order (as KVM's emulator does). */
+#ifndef CPU_CPU_H
+#define CPU_CPU_H
+
+#include "core/base.h"
+#include "core/ram.h"
+#include "cpu/x86.h"
+
+struct block;
+struct insn;
+struct lapic;
+struct decoder;
+
+/* A segment register with its hidden part. */
+struct seg {
+	u64 base;
+	u32 limit; /* bytes, already scaled by G */
+	u16 sel;
+	u8 type;   /* 4-bit type field */
+	bool s, present, avl, l, db, g;
+	u8 dpl;
+	bool unusable; /* null selector */
+};
+
+struct dtr { u64 base; u16 limit; };
+
+/* Why a handler leaves its block. */
+enum step {
+	STEP_NEXT = 0,  /* block over, c->rip set: look up the next block */
+	STEP_TAKEN = 1, /* as NEXT, target of a direct taken branch: may be chained */
+	STEP_FALL = 2,  /* as NEXT, fall-through: may be chained */
+	STEP_MODE = 3,  /* as NEXT, but paging, privilege, segments or IF changed: re-derive everything, check interrupts */
+	STEP_FAULT = 4, /* c->exc holds an exception; c->rip = the faulting instruction */
+	STEP_EXIT = 5,  /* c->exit holds a reason for the caller */
+};
+
+/* Why cpu_run() returns. */
+enum cpu_exit {
+	CPU_EXIT_NONE = 0,
+	CPU_EXIT_BUDGET,  /* c->stop_at reached (virtual time) or attention requested */
+	CPU_EXIT_IO,      /* c->io: port access; fill io.data for reads, set io.done, run again */
+	CPU_EXIT_MMIO,    /* c->mmio: the last fragment; fill data for reads, run again */
+	CPU_EXIT_HLT,     /* rip already behind HLT; wake on interrupt */
+	CPU_EXIT_SHUTDOWN, /* triple fault */
+	CPU_EXIT_IPI,     /* c->ipi_icr: ICR written, caller delivers it (cpu is not the only target) */
+	CPU_EXIT_EOI,     /* c->eoi_vector: EOI of a level-triggered vector, for the IOAPIC */
+	CPU_EXIT_UNIMPLEMENTED, /* c->why names it */
+	CPU_EXIT_MSR_HOOK, /* c->msr_hook: a paravirtual MSR the caller completes (kvmclock) */
+};
+
+/* An exception being delivered. */
+struct exception {
+	u8 vector;
+	bool has_error;
+	bool soft;      /* INT n / INT3 / INTO: privilege check against the gate's DPL, return RIP behind the instruction */
+	bool icebp;     /* INT1 */
+	u32 error;
+	u64 cr2;        /* for #PF: committed to CR2 at delivery */
+	u64 dr6;        /* for #DB: bits to set in DR6 at delivery */
+};
+
+/* Software TLB.  Index: page number modulo TLB_SIZE.  A tag is the page's
+ * linear address when that kind of access may go ahead, else TLB_NONE. */
+#define TLB_BITS 9
+#define TLB_SIZE (1u << TLB_BITS)
+#define TLB_NONE 1ull /* never equal to a page address */
+struct tlb_entry {
+	u64 rtag, wtag, xtag;
+	u64 addend; /* host pointer = linear address + addend */
+	u64 gpa;    /* page's guest-physical address */
+};
+/* One per combination of rights; AC_CHECK and watchpoints use the EMPTY one,
+ * which is never filled so that every access takes the slow path. */
+enum tlb_ctx { TLB_USER, TLB_KERNEL, TLB_KERNEL_AC, TLB_EMPTY, TLB_CTX_COUNT };
+
+#define JCACHE_BITS 12
+struct jcache_entry { u64 rip; u64 key; struct block *block; };
+
+#define MMIO_FRAGMENTS 16
+struct mmio_fragment { gpa_t gpa; u8 len; bool write; u64 data; };
+
+#define CPU_RIP_RING 64
+
+struct cpu_stats {
+	u64 blocks, blocks_decoded, insns_decoded, decode_flushes, tlb_misses, tlb_flushes, page_faults, exceptions,
+		interrupts, syscalls, exits_io, exits_mmio, halts, smc, native_stubs, cr3_loads, msr_accesses, unknown_msr,
+		signals;
+};
+
+/* Index into c->r beyond the 16 GPRs. */
+#define R_ZERO 16 /* always 0: absent base or index */
+#define R_RIP 17  /* RIP of the running block's first byte; RIP-relative operands are relative to it */
+
+struct cpu {
+	/* --- hot: general state --- */
+	u64 r[18];
+	u64 aflags;   /* arithmetic flags: only FL_ARITH bits are meaningful (a raw host pushf image) */
+	u64 sflags;   /* all other RFLAGS bits, FL_FIXED always set */
+	u64 rip;      /* valid between instructions, and at every STEP_* */
+	struct tlb_entry *tlb; /* = tlbs[ctx] for the current privilege, AC and mode */
+	u64 insns;    /* retired instructions (a rep string counts one) */
+	u32 mode_key; /* CS.L/D, CPL==3, CR0.PE/VM: part of a block's key, see cpu_update_mode() */
+	bool fpu_live; /* guest FPU state is in the host's registers */
+	bool irq_shadow; /* STI / MOV SS: no interrupt before the next instruction */
+	bool nmi_blocked;
+	bool code_written; /* a store hit decoded code: leave the block after this instruction */
+	bool slow;    /* TF or breakpoints: one instruction at a time */
+	u8 cpl;
+	volatile u32 attn; /* other threads: leave the block loop soon (cpu_run returns CPU_EXIT_BUDGET) */
+	u64 stop_at;  /* cpu_run returns CPU_EXIT_BUDGET exactly when insns == stop_at */
+	u64 poll_at;  /* insns count of the next check of the LAPIC timer */
+
+	/* --- system state --- */
+	struct seg seg[SREG_COUNT], ldtr, tr;
+	struct dtr gdtr, idtr;
+	u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0;
+	u64 dr[4], dr6, dr7;
+	u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat, apic_base, mtrr_def;
+	u64 sysenter_cs, sysenter_esp, sysenter_eip, xss, misc_enable, spec_ctrl, tsc_adjust;
+	u64 mtrr_fixed[11], mtrr_var[16];
+	bool vendor_intel; /* presented vendor: Intel (else AMD): SYSCALL/SYSRET/SYSENTER rules, 32-bit branches with 66 */
+
+	/* --- FPU: see fpu.h; layout is the host's XSAVE standard format --- */
+	u8 *xsave;      /* 64-byte aligned, xsave_size bytes, inside the cpu's allocation */
+	u32 xsave_size;
+	u64 fip, fdp;   /* guest addresses of the last x87 instruction and operand (the host's never show) */
+
+	/* --- events --- */
+	struct exception exc;
+	enum cpu_exit exit;
+	char why[256];  /* CPU_EXIT_UNIMPLEMENTED: text */
+	struct { u16 port; u8 size; bool write; bool done; u32 data; } io;
+	struct { u8 n, next; bool pending; struct mmio_fragment f[MMIO_FRAGMENTS]; } mmio; /* answered reads [0, n), replayed from next */
+	u64 ipi_icr;
+	u8 eoi_vector;
+	struct { u32 index; u64 value; } msr_hook;
+	bool nmi_pending, smi_pending, init_pending, sipi_pending;
+	u8 sipi_vector;
+	struct lapic *lapic; /* may be NULL in unit tests */
+	unsigned id;    /* APIC id */
+
+	/* --- time --- */
+	bool deterministic;    /* TSC = tsc_base + insns * det_tsc_per_insn */
+	u64 tsc_offset;        /* guest TSC = host TSC + tsc_offset (0 but for writes of IA32_TSC) */
+	u64 det_tsc_skew;      /* virtual cycles skipped by HLT */
+	u64 det_rng;
+	u64 tsc_khz;
+
+	/* --- memory and code --- */
+	struct ram *ram;
+	gpa_t gpa_limit;       /* first address above MAXPHYADDR */
+	u8 maxphyaddr;
+	struct tlb_entry *tlbs[TLB_CTX_COUNT];
+	struct jcache_entry *jcache;
+	u64 code_gen;          /* bumped when linear → code mapping may have changed; part of jcache keys */
+	struct blockcache *blocks;
+	struct decoder *decoder;
+	struct native *native; /* stub arena, see native.h */
+	const struct cpuid_table *cpuid;
+	struct { u64 ring[CPU_RIP_RING]; unsigned head; } rips; /* starts of the last blocks */
+	struct cpu_stats stats;
+	void *owner;           /* the back end's vCPU */
+};
+
+#define CPL(c) ((c)->cpl)
+static inline bool cpu_long_mode(const struct cpu *c) { return c->efer & EFER_LMA; }
+static inline bool cpu_code64(const struct cpu *c) { return (c->efer & EFER_LMA) && c->seg[CS].l; }
+static inline bool cpu_real(const struct cpu *c) { return !(c->cr0 & CR0_PE); }
+static inline bool cpu_vm86(const struct cpu *c) { return c->sflags & FL_VM; }
+
+static inline u64 cpu_rflags(const struct cpu *c) { return (c->aflags & FL_ARITH) | c->sflags; }
+/* Sets RFLAGS without side effects on the mode; callers that change TF, AC, IF or VM return STEP_MODE after cpu_update_mode(). */
+static inline void cpu_set_rflags(struct cpu *c, u64 fl)
+{
+	c->aflags = fl & FL_ARITH;
+	c->sflags = (fl & FL_ALL & ~FL_ARITH) | FL_FIXED;
+}
+static inline bool gva_canonical(u64 va) { return (u64)((s64)(va << 16) >> 16) == va; }
+
+/* --- interp.c --- */
+/* Runs until an exit.  Returns c->exit.  FPU state is saved on return. */
+enum cpu_exit cpu_run(struct cpu *c);
+/* Re-derives tlb, mode_key, slow from CPL, AC, CR*, DR7, TF, CS.  After any change to them. */
+void cpu_update_mode(struct cpu *c);
+/* Power-on state (SDM 10.1.1) with INIT's differences when init is true. */
+void cpu_reset(struct cpu *c, bool init);
+
+/* --- exc.c: raising; all return STEP_FAULT (or STEP_EXIT) so that a handler can `return exc_gp(c, i, 0)`.
+ * i is the faulting instruction: c->rip is set to its address. --- */
+int exc_raise(struct cpu *c, const struct insn *i, u8 vector);                  /* no error code */
+int exc_raise_error(struct cpu *c, const struct insn *i, u8 vector, u32 error); /* with error code */
+#define exc_ud(c, i) exc_raise(c, i, VEC_UD)
+#define exc_gp(c, i, err) exc_raise_error(c, i, VEC_GP, err)
+#define exc_nm(c, i) exc_raise(c, i, VEC_NM)
+/* "This cannot be executed": fills c->why with RIP, bytes, mode and the text, ends the VM. */
+int cpu_unimplemented(struct cpu *c, const struct insn *i, const char *what);
+
+/* Delivers c->exc through the IDT (any mode), with #DF and triple-fault rules (SDM 6.15).
+ * STEP_MODE when delivered, STEP_EXIT on shutdown or an MMIO descriptor table. */
+int exc_deliver(struct cpu *c);
+/* Delivers an external interrupt; vector already acknowledged. */
+int interrupt_deliver(struct cpu *c, u8 vector);
+int nmi_deliver(struct cpu *c);
+
+/* --- mmu.c --- */
+enum access { ACC_R = 0, ACC_W = 1, ACC_X = 2 };
+/* Walks the guest's page tables for one access with explicit rights, sets A/D bits.  On failure returns false
+ * and leaves #PF (error code, cr2) in *e.  user: CPL-3 rights. ac: SMAP suspended. */
+bool mmu_translate(struct cpu *c, u64 gva, enum access a, bool user, bool ac, gpa_t *out, struct exception *e);
+/* As above without side effects (debuggers, back traces): supervisor read. */
+bool mmu_peek(struct cpu *c, u64 gva, gpa_t *out);
+void mmu_flush_all(struct cpu *c);          /* everything, global pages included */
+void mmu_flush_nonglobal(struct cpu *c);    /* MOV CR3 */
+void mmu_flush_page(struct cpu *c, u64 gva); /* INVLPG */
+/* Stores must notice decoded code in this page from now on: drops write tags for it. */
+void mmu_protect_code(struct cpu *c, gpa_t page);
+
+#endif
