@@ -59,7 +59,6 @@ enum cpu_exit {
 	CPU_EXIT_IPI,     /* c->ipi_icr: ICR written, caller delivers it (cpu is not the only target) */
 	CPU_EXIT_EOI,     /* c->eoi_vector: EOI of a level-triggered vector, for the IOAPIC */
 	CPU_EXIT_UNIMPLEMENTED, /* c->why names it */
-	CPU_EXIT_MSR_HOOK, /* c->msr_hook: a paravirtual MSR the caller completes (kvmclock) */
 };
 
 /* An exception being delivered. */
@@ -132,6 +131,8 @@ struct cpu {
 	u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat, apic_base, mtrr_def;
 	u64 sysenter_cs, sysenter_esp, sysenter_eip, xss, misc_enable, spec_ctrl, tsc_adjust;
 	u64 mtrr_fixed[11], mtrr_var[16];
+	u64 mcg_status, debugctl, hwcr; /* plain storage behind their MSRs, see msr.c */
+	u64 kvm_system_time, kvm_wall_clock; /* kvmclock MSRs as written, see pvclock.h */
 	bool vendor_intel; /* presented vendor: Intel (else AMD): SYSCALL/SYSRET/SYSENTER rules, 32-bit branches with 66 */
 
 	/* --- FPU: see fpu.h; layout is the host's XSAVE standard format --- */
@@ -147,15 +148,16 @@ struct cpu {
 	struct { u8 n, next; bool pending; struct mmio_fragment f[MMIO_FRAGMENTS]; } mmio; /* answered reads [0, n), replayed from next */
 	u64 ipi_icr;
 	u8 eoi_vector;
-	struct { u32 index; u64 value; } msr_hook;
 	bool nmi_pending, smi_pending, init_pending, sipi_pending;
 	u8 sipi_vector;
 	struct lapic *lapic; /* may be NULL in unit tests */
 	unsigned id;    /* APIC id */
 
 	/* --- time --- */
-	bool deterministic;    /* TSC = tsc_base + insns * det_tsc_per_insn */
-	u64 tsc_offset;        /* guest TSC = host TSC + tsc_offset (0 but for writes of IA32_TSC) */
+	bool deterministic;    /* raw TSC = insns + det_tsc_skew; else the host's TSC */
+	u64 tsc_offset;        /* guest TSC = raw TSC + tsc_offset (0 but for writes of IA32_TSC and TSC_ADJUST) */
+	u64 boot_tsc;          /* raw TSC at which kvmclock reads 0; the same in every vCPU (set by the back end) */
+	u64 boot_wall_ns;      /* UTC at that moment, nanoseconds since 1970 (set by the back end) */
 	u64 det_tsc_skew;      /* virtual cycles skipped by HLT */
 	u64 det_rng;
 	u64 tsc_khz;
