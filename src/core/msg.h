@@ -37,7 +37,8 @@ struct msg {
 /* A connected pair, close-on-exec, blocking.  0 or -errno. */
 int msg_pair(int sv[2]);
 
-/* Sends one message; never raises SIGPIPE.  0 or -errno (-EPIPE: peer gone). */
+/* Sends one message; never raises SIGPIPE, never waits (a peer that does not
+ * read must not stop us).  0 or -errno (-EPIPE: peer gone; -EAGAIN: it does not read). */
 int msg_send(int sock, u32 type, const void *body, u32 len, const int *fds, unsigned n_fds);
 
 /* Receives one message and checks it against the table.  1: m is valid;
