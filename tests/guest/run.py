@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Runs the bare-metal test programs under umbra, or under QEMU's TCG to check the programs themselves.
+
+    run.py [--vmm umbra|qemu] [--umbra PATH] [--dir DIR] [-v] [NAME…]
+
+Exit status 0: every program ended as the table says."""
+import argparse, os, subprocess, sys, time
+
+OK = (0x10 << 1) | 1  # isa-debug-exit turns the value written into (value << 1) | 1
+
+# name: (seconds allowed, exit under umbra, exit under QEMU, text that must appear under umbra)
+DEFAULT = (30, OK, OK, "PASSED")
+SPECIAL = {
+    # the CPU shuts down: QEMU -no-reboot leaves with 0, umbra reports an engine death
+    "triple": (20, 125, 0, ""),
+    # power-off by ACPI
+    "poweroff": (20, 0, 0, "powering off"),
+}
+
+
+def command(vmm, umbra, elf):
+    if vmm == "qemu":
+        return ["qemu-system-x86_64", "-kernel", elf, "-accel", "tcg", "-cpu", "max", "-m", "256",
+                "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon", "stdio", "-display", "none",
+                "-monitor", "none", "-serial", "null", "-no-reboot"]
+    return [umbra, "run", "--memory", "256M", "--kernel", elf]
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--vmm", choices=["umbra", "qemu"], default="umbra")
+    ap.add_argument("--umbra", default="build/umbra")
+    ap.add_argument("--dir", default=None)
+    ap.add_argument("-v", action="store_true")
+    ap.add_argument("names", nargs="*")
+    a = ap.parse_args()
+    where = a.dir or os.path.join(os.path.dirname(os.path.abspath(a.umbra)), "tests/guest")
+    names = a.names or sorted(f[:-4] for f in os.listdir(where) if f.endswith(".elf"))
+    if not names:
+        print("no programs in", where)
+        return 1
+    bad = 0
+    for name in names:
+        limit, status_umbra, status_qemu, text = SPECIAL.get(name, DEFAULT)
+        want = status_umbra if a.vmm == "umbra" else status_qemu
+        cmd = command(a.vmm, a.umbra, os.path.join(where, name + ".elf"))
+        start = time.monotonic()
+        try:
+            p = subprocess.run(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               timeout=limit)
+            status, out = p.returncode, p.stdout.decode("latin1")
+        except subprocess.TimeoutExpired as e:
+            status, out = "timeout", (e.stdout or b"").decode("latin1")
+        good = status == want and text in out
+        bad += not good
+        print(f"{'ok  ' if good else 'FAIL'} {name} status {status} (expected {want}) {time.monotonic() - start:.1f} s")
+        if a.v or not good:
+            print("".join("    " + l + "\n" for l in out.splitlines()[-60:]), end="")
+    return 1 if bad else 0
+
+
+sys.exit(main())
