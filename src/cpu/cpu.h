@@ -46,6 +46,7 @@ enum step {
 	STEP_MODE = 3,  /* as NEXT, but paging, privilege, segments or IF changed: re-derive everything, check interrupts */
 	STEP_FAULT = 4, /* c->exc holds an exception; c->rip = the faulting instruction */
 	STEP_EXIT = 5,  /* c->exit holds a reason for the caller */
+	STEP_EARLY = 6, /* as NEXT, but from the middle of a block: c->rip = first instruction not retired */
 };
 
 /* Why cpu_run() returns. */
@@ -59,6 +60,12 @@ enum cpu_exit {
 	CPU_EXIT_IPI,     /* c->ipi_icr: ICR written, caller delivers it (cpu is not the only target) */
 	CPU_EXIT_EOI,     /* c->eoi_vector: EOI of a level-triggered vector, for the IOAPIC */
 	CPU_EXIT_UNIMPLEMENTED, /* c->why names it */
+};
+
+/* Bits of c->attn. */
+enum cpu_attn {
+	CPU_ATTN_EVENT = 1, /* an interrupt, NMI, INIT or SIPI was posted: look */
+	CPU_ATTN_RETURN = 2, /* cpu_run returns CPU_EXIT_BUDGET; the caller clears it */
 };
 
 /* An exception being delivered. */
@@ -119,7 +126,7 @@ struct cpu {
 	bool code_written; /* a store hit decoded code: leave the block after this instruction */
 	bool slow;    /* TF or breakpoints: one instruction at a time */
 	u8 cpl;
-	volatile u32 attn; /* other threads: leave the block loop soon (cpu_run returns CPU_EXIT_BUDGET) */
+	volatile u32 attn; /* set by other threads, enum cpu_attn */
 	u64 stop_at;  /* cpu_run returns CPU_EXIT_BUDGET exactly when insns == stop_at */
 	u64 poll_at;  /* insns count of the next check of the LAPIC timer */
 
@@ -175,6 +182,10 @@ struct cpu {
 	const struct cpuid_table *cpuid;
 	struct { u64 ring[CPU_RIP_RING]; unsigned head; } rips; /* starts of the last blocks */
 	struct cpu_stats stats;
+	u64 db_pending;        /* DR6 bits of data breakpoints hit by the running instruction (a trap) */
+	bool tlb_large[2];     /* pages larger than 4K were cached in the lower / upper half since the last flush */
+	struct insn *patched;  /* instruction whose handler is replaced to leave the block, see block_leave_after() */
+	int (*patched_fn)(struct cpu *, const struct insn *);
 	void *owner;           /* the back end's vCPU */
 };
 

@@ -1,0 +1,353 @@
+/* The cache of decoded blocks.  See block.h. */
+#include "cpu/block.h"
+#include "cpu/fpu.h"
+#include "cpu/mmu.h"
+#include "cpu/native.h"
+
+#define HASH_BITS 15
+#define PAGE_HASH_BITS 12
+
+/* Blocks of one guest page. */
+struct code_page {
+	u64 gpa;
+	u64 granules; /* bit n: bytes [64n, 64n+64) hold decoded code */
+	struct block *blocks;
+	struct code_page *next;
+};
+
+struct blockcache {
+	u8 *arena;
+	size_t size, used;
+	struct block *hash[1u << HASH_BITS];
+	struct code_page *pages[1u << PAGE_HASH_BITS];
+	/* An instruction that crosses a page: decoded afresh each time, two slots so that it has a successor. */
+	struct { struct block b; struct insn insn[2]; } wrapped;
+};
+
+size_t blockcache_size(size_t arena_bytes) { return ALIGN_UP(sizeof(struct blockcache), 64) + arena_bytes; }
+
+struct blockcache *blockcache_init(void *mem, size_t arena_bytes)
+{
+	struct blockcache *bc = mem;
+	*bc = (struct blockcache){ .arena = (u8 *)mem + ALIGN_UP(sizeof *bc, 64), .size = arena_bytes };
+	return bc;
+}
+
+static void *arena_alloc(struct blockcache *bc, size_t n)
+{
+	n = ALIGN_UP(n, 64);
+	if (n > bc->size - bc->used)
+		return NULL;
+	void *p = bc->arena + bc->used;
+	bc->used += n;
+	return p;
+}
+
+static u32 block_hash(u64 gpa, u32 mode)
+{
+	return (u32)(((gpa ^ (u64)mode << 40) * 0x9e3779b97f4a7c15ull) >> (64 - HASH_BITS));
+}
+static u32 page_hash(u64 gpa) { return (u32)(((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull) >> (64 - PAGE_HASH_BITS)); }
+
+static u8 *page_flag(const struct cpu *c, u64 gpa)
+{
+	const struct ram_slot *s = ram_find(c->ram, GPA(gpa));
+	return s && s->page_flags ? &s->page_flags[(gpa - s->gpa.v) >> PAGE_SHIFT] : NULL;
+}
+
+static struct code_page *page_find(struct blockcache *bc, u64 gpa)
+{
+	struct code_page *p = bc->pages[page_hash(gpa)];
+	while (p && p->gpa != (gpa & PAGE_MASK))
+		p = p->next;
+	return p;
+}
+
+void blockcache_flush(struct cpu *c)
+{
+	struct blockcache *bc = c->blocks;
+	for (unsigned k = 0; k < ARRAY_SIZE(bc->pages); k++)
+		for (struct code_page *p = bc->pages[k]; p; p = p->next) {
+			u8 *f = page_flag(c, p->gpa);
+			if (f)
+				*f &= (u8)~RAM_PAGE_CODE;
+		}
+	for (unsigned k = 0; k < ARRAY_SIZE(bc->pages); k++)
+		bc->pages[k] = NULL;
+	for (unsigned k = 0; k < ARRAY_SIZE(bc->hash); k++)
+		bc->hash[k] = NULL;
+	bc->used = 0;
+	native_reset(c->native);
+	c->code_gen++;
+	c->stats.decode_flushes++;
+}
+
+static u64 granule_mask(u64 off, u64 len)
+{
+	unsigned first = (unsigned)(off >> 6), last = (unsigned)((off + len - 1) >> 6);
+	return MASK(last + 1) & ~MASK(first);
+}
+
+bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
+{
+	u8 *flag = page_flag(c, gpa.v);
+	if (likely(!flag || !(*flag & RAM_PAGE_CODE)))
+		return false;
+	struct code_page *p = page_find(c->blocks, gpa.v);
+	u64 off = gpa.v & ~PAGE_MASK;
+	if (!p || !(p->granules & granule_mask(off, len)))
+		return false;
+	bool killed = false;
+	u64 left = 0;
+	struct block **link = &p->blocks;
+	while (*link) {
+		struct block *b = *link;
+		u64 at = b->gpa & ~PAGE_MASK;
+		if (at < off + len && off < at + b->bytes) {
+			b->dead = true;
+			killed = true;
+			*link = b->page_next;
+			struct block **h = &c->blocks->hash[block_hash(b->gpa, b->mode)];
+			while (*h && *h != b)
+				h = &(*h)->hash_next;
+			if (*h)
+				*h = b->hash_next;
+		} else {
+			left |= granule_mask(at, b->bytes);
+			link = &b->page_next;
+		}
+	}
+	p->granules = left;
+	if (!left) {
+		*flag &= (u8)~RAM_PAGE_CODE;
+		/* Write tags come back at the next slow store. */
+	}
+	if (killed)
+		c->stats.smc++;
+	return killed;
+}
+
+void block_invalidate(struct cpu *c, gpa_t gpa, u64 len)
+{
+	while (len) {
+		u64 n = PAGE_SIZE - (gpa.v & ~PAGE_MASK);
+		if (n > len)
+			n = len;
+		block_code_write(c, gpa, n);
+		gpa.v += n;
+		len -= n;
+	}
+}
+
+void mmu_table_written(struct cpu *c, const void *p)
+{
+	for (unsigned k = 0; k < c->ram->n; k++) {
+		const struct ram_slot *s = &c->ram->slot[k];
+		u64 off = (u64)((const u8 *)p - s->hva);
+		if (off < s->size)
+			block_code_write(c, GPA(s->gpa.v + off), 8);
+	}
+}
+
+void block_leave_after(struct cpu *c, const struct insn *i)
+{
+	struct insn *next = (struct insn *)(uintptr_t)(i + 1);
+	if (c->patched == next || next->fn == op_end)
+		return;
+	ASSERT(!c->patched);
+	c->patched = next;
+	c->patched_fn = next->fn;
+	next->fn = op_leave_block;
+}
+
+int op_leave_block(struct cpu *c, const struct insn *i)
+{
+	c->rip = insn_rip(c, i);
+	return STEP_EARLY;
+}
+
+static u32 code_mask32(const struct cpu *c, u32 rip) { return c->seg[CS].db || cpu_real(c) ? rip : (u16)rip; }
+
+u64 insn_next_rip(const struct cpu *c, const struct insn *i)
+{
+	u64 rip = insn_rip(c, i) + i->len;
+	return cpu_code64(c) ? rip : code_mask32(c, (u32)rip);
+}
+
+int op_end(struct cpu *c, const struct insn *i)
+{
+	c->rip = insn_rip(c, i);
+	if (!cpu_code64(c))
+		c->rip = code_mask32(c, (u32)c->rip);
+	return STEP_FALL;
+}
+
+/* ---- decoding ---- */
+
+static void end_marker(struct insn *i, u16 off, u8 idx)
+{
+	*i = (struct insn){ .fn = op_end, .off = off, .idx = idx, .base = R_ZERO, .index = R_ZERO };
+}
+
+static int fetch_fault(struct cpu *c, u64 rip)
+{
+	c->rip = rip;
+	c->stats.page_faults++;
+	return STEP_FAULT;
+}
+
+/* The instruction at the end of a page whose tail lies in the next one. */
+static struct block *decode_wrapped(struct cpu *c, u64 lin, const u8 *bytes, unsigned avail, int *step)
+{
+	u8 buf[32] = { 0 };
+	__asm__ volatile("" : "+m"(buf));
+	for (unsigned k = 0; k < avail; k++)
+		buf[k] = bytes[k];
+	u64 next = lin + avail;
+	if (!cpu_long_mode(c))
+		next = (u32)next;
+	struct mmu_page pg;
+	if (cpu_long_mode(c) && !gva_canonical(next)) {
+		c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+		*step = STEP_FAULT;
+		return NULL;
+	}
+	if (!mmu_walk(c, next, ACC_X, c->cpl == 3, false, false, &pg, &c->exc)) {
+		*step = fetch_fault(c, c->rip);
+		return NULL;
+	}
+	const u8 *tail = ram_ptr(c->ram, GPA(pg.gpa & PAGE_MASK), 16);
+	if (!tail) {
+		*step = cpu_unimplemented(c, NULL, "instruction fetch outside RAM");
+		return NULL;
+	}
+	for (unsigned k = 0; k < 16; k++)
+		buf[avail + k] = tail[k];
+	struct block *b = &c->blocks->wrapped.b;
+	struct insn *out = c->blocks->wrapped.insn;
+	bool ends, alone;
+	int len = decode_insn(c, buf, avail + 15 > 31 ? 31 : avail + 15, 0, out, &ends, &alone);
+	if (len <= 0) {
+		c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+		*step = STEP_FAULT;
+		return NULL;
+	}
+	out->idx = 0;
+	out->flags |= IF_WRAPPED;
+	end_marker(out + 1, (u16)len, 1);
+	*b = (struct block){ .gpa = ~0ull, .n = 1, .bytes = (u16)len, .dead = true };
+	return b;
+}
+
+static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *host, u32 mode, int *step)
+{
+	struct blockcache *bc = c->blocks;
+	size_t worst = sizeof(struct block) + (BLOCK_MAX_INSNS + 1) * sizeof(struct insn);
+	if (bc->size - bc->used < worst + sizeof(struct code_page) + 256 || !native_space(c->native, BLOCK_MAX_INSNS))
+		blockcache_flush(c);
+
+	fpu_save(c); /* the decoder is an ordinary library */
+	struct block *b = (struct block *)(bc->arena + bc->used);
+	unsigned avail = (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK)), off = 0, n = 0;
+	while (n < BLOCK_MAX_INSNS && off < avail) {
+		bool ends = false, alone = false;
+		int len = decode_insn(c, host + off, avail - off > 15 ? 15 : avail - off, (u16)off, &b->insn[n], &ends, &alone);
+		if (len <= 0) {
+			if (n)
+				break; /* the odd one gets its own attempt */
+			if (len == 0)
+				return decode_wrapped(c, lin, host, avail, step);
+			c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+			*step = STEP_FAULT;
+			return NULL;
+		}
+		if (alone && n)
+			break;
+		b->insn[n].idx = (u8)n;
+		off += (unsigned)len;
+		n++;
+		if (ends || alone)
+			break;
+	}
+	end_marker(&b->insn[n], (u16)off, (u8)n);
+	*b = (struct block){ .gpa = gpa, .mode = mode, .n = (u16)n, .bytes = (u16)off };
+	bc->used += ALIGN_UP(sizeof *b + (n + 1) * sizeof(struct insn), 64);
+
+	struct code_page *p = page_find(bc, gpa);
+	if (!p) {
+		p = arena_alloc(bc, sizeof *p);
+		ASSERT(p);
+		*p = (struct code_page){ .gpa = gpa & PAGE_MASK, .next = bc->pages[page_hash(gpa)] };
+		bc->pages[page_hash(gpa)] = p;
+	}
+	u8 *flag = page_flag(c, gpa);
+	if (flag && !(*flag & RAM_PAGE_CODE)) {
+		*flag |= RAM_PAGE_CODE;
+		mmu_protect_code(c, GPA(gpa & PAGE_MASK));
+	}
+	p->granules |= granule_mask(gpa & ~PAGE_MASK, off);
+	b->page_next = p->blocks;
+	p->blocks = b;
+	struct block **h = &bc->hash[block_hash(gpa, mode)];
+	b->hash_next = *h;
+	*h = b;
+	c->stats.blocks_decoded++;
+	c->stats.insns_decoded += n;
+	return b;
+}
+
+struct block *block_find(struct cpu *c, int *step)
+{
+	u64 lin = c->rip;
+	if (unlikely(!cpu_code64(c))) {
+		if (c->rip > c->seg[CS].limit) {
+			c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+			*step = STEP_FAULT;
+			return NULL;
+		}
+		lin = (u32)(c->rip + c->seg[CS].base);
+	}
+	const u64 key = c->code_gen << 8 | c->mode_key;
+	struct jcache_entry *j = &c->jcache[(lin ^ (lin >> JCACHE_BITS)) & MASK(JCACHE_BITS)];
+	if (likely(j->rip == lin && j->key == key && !j->block->dead))
+		return j->block;
+
+	if (cpu_long_mode(c) && !gva_canonical(lin)) {
+		c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+		*step = STEP_FAULT;
+		return NULL;
+	}
+	u64 gpa, addend;
+	const struct tlb_entry *t = &c->tlb[(lin >> PAGE_SHIFT) & (TLB_SIZE - 1)];
+	if (t->xtag == (lin & PAGE_MASK)) {
+		gpa = (t->gpa & PAGE_MASK) | (lin & ~PAGE_MASK);
+		addend = t->addend;
+	} else {
+		struct mmu_page pg;
+		if (!mmu_walk(c, lin, ACC_X, c->cpl == 3, c->sflags & FL_AC, false, &pg, &c->exc)) {
+			*step = fetch_fault(c, c->rip);
+			return NULL;
+		}
+		u8 *p = ram_ptr(c->ram, GPA(pg.gpa), 1);
+		if (!p) {
+			*step = cpu_unimplemented(c, NULL, "instruction fetch outside RAM");
+			return NULL;
+		}
+		for (unsigned k = 0; k < TLB_EMPTY; k++)
+			if (c->tlb == c->tlbs[k])
+				mmu_fill(c, k, lin, &pg);
+		gpa = pg.gpa;
+		addend = (u64)p - lin;
+	}
+	const u32 mode = c->mode_key & MODE_DECODE_MASK;
+	struct block *b = c->blocks->hash[block_hash(gpa, mode)];
+	while (b && (b->gpa != gpa || b->mode != mode))
+		b = b->hash_next;
+	if (!b) {
+		b = decode_block(c, lin, gpa, (const u8 *)(lin + addend), mode, step);
+		if (!b || b->dead)
+			return b; /* wrapped: not cached */
+	}
+	*j = (struct jcache_entry){ .rip = lin, .key = c->code_gen << 8 | c->mode_key, .block = b };
+	return b;
+}

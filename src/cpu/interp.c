@@ -1,0 +1,254 @@
+/* The interpreter's main loop: events, then a block, and again.
+ *
+ * Retired instructions are counted exactly.  A block that runs to its end has
+ * retired all of its instructions; one left early tells by c->rip where.  In
+ * deterministic mode events happen at exact counts: a block that would run past
+ * the next one is executed instruction by instruction.  The same path serves
+ * single-stepping, breakpoints, interrupt shadows and MMIO replays. */
+#include "cpu/block.h"
+#include "cpu/fpu.h"
+#include "cpu/insn.h"
+#include "cpu/msr.h"
+
+#define POLL_INSNS 4096 /* between looks at the APIC timer in real-time mode */
+
+void cpu_update_mode(struct cpu *c)
+{
+	const bool legacy_rights = cpu_real(c) || cpu_vm86(c);
+	u32 code = cpu_code64(c) ? MODE_CODE64 : !cpu_vm86(c) && c->seg[CS].db && !cpu_real(c) ? MODE_CODE32 : MODE_CODE16;
+	if (cpu_real(c) && c->seg[CS].db)
+		code = MODE_CODE32; /* the D bit survives the switch to real mode until CS is reloaded */
+	u32 key = code | (c->cpl == 3 ? MODE_USER : 0) | (legacy_rights ? MODE_REAL : 0);
+	/* Outside 64-bit mode decoded blocks do not depend on CS.base (they are found by linear address), but their
+	 * RIP does: make look-ups distinct. */
+	if (!cpu_code64(c))
+		c->code_gen++;
+	c->mode_key = key;
+	const bool align_check = c->cpl == 3 && (c->sflags & FL_AC) && (c->cr0 & CR0_AM);
+	const bool watch = c->dr7 & 0xff;
+	const bool smap_off = !(c->cr4 & CR4_SMAP) || (c->sflags & FL_AC);
+	c->tlb = c->tlbs[align_check || watch ? TLB_EMPTY : c->cpl == 3 ? TLB_USER : smap_off ? TLB_KERNEL_AC : TLB_KERNEL];
+	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch;
+}
+
+/* How many instructions of b retired when it was left at c->rip from within. */
+static unsigned retired_until(const struct cpu *c, const struct block *b)
+{
+	for (unsigned k = 0; k < b->n; k++)
+		if (insn_rip(c, &b->insn[k]) == c->rip)
+			return k;
+	return b->n;
+}
+
+static void unpatch(struct cpu *c)
+{
+	if (c->patched) {
+		c->patched->fn = c->patched_fn;
+		c->patched = NULL;
+	}
+}
+
+/* ---- one instruction (SDM 18.3: traps after it, faults before it) ---- */
+
+static u64 code_breakpoints(const struct cpu *c)
+{
+	u64 hit = 0, lin = cpu_code64(c) ? c->rip : (u32)(c->rip + c->seg[CS].base);
+	for (unsigned n = 0; n < 4; n++)
+		if (((c->dr7 >> (2 * n)) & 3) && !((c->dr7 >> (16 + 4 * n)) & 0xf) && c->dr[n] == lin)
+			hit |= BIT(n);
+	return hit;
+}
+
+static int raise_db(struct cpu *c, u64 dr6)
+{
+	c->exc = (struct exception){ .vector = VEC_DB, .dr6 = dr6 };
+	return exc_deliver(c);
+}
+
+static int step_one(struct cpu *c)
+{
+	u64 flags_before = c->sflags;
+	if ((c->dr7 & 0xff) && !(flags_before & FL_RF)) {
+		u64 hit = code_breakpoints(c);
+		if (hit) {
+			/* A fault: RF in the pushed image, so that IRET steps over it. */
+			c->exc = (struct exception){ .vector = VEC_DB, .dr6 = hit, .db_fault = true };
+			return exc_deliver(c);
+		}
+	}
+	int step = STEP_NEXT;
+	struct block *b = block_find(c, &step);
+	if (!b)
+		return step == STEP_FAULT ? exc_deliver(c) : step;
+	struct insn pair[2];
+	pair[0] = b->insn[0];
+	pair[1] = (struct insn){ .fn = op_end, .off = b->insn[0].len, .idx = 1, .base = R_ZERO, .index = R_ZERO };
+	const insn_fn fn = pair[0].fn;
+	c->r[R_RIP] = c->rip;
+	c->db_pending = 0;
+	step = pair[0].fn(c, &pair[0]);
+	unpatch(c);
+	if (step == STEP_FAULT)
+		return exc_deliver(c);
+	if (step == STEP_EXIT && c->rip == c->r[R_RIP])
+		return step; /* to be executed again */
+	const bool again = step == STEP_EARLY && c->rip == c->r[R_RIP];
+	if (!again)
+		c->insns++;
+	if ((flags_before & FL_RF) && fn != op_iret) {
+		c->sflags &= ~FL_RF;
+		cpu_update_mode(c);
+	}
+	/* TF counts as it was before the instruction; SYSCALL's mask acts at once; a delivered INT n has cleared it. */
+	u64 db = c->db_pending;
+	c->db_pending = 0;
+	const bool is_int = fn == op_int || fn == op_int3 || fn == op_int1 || fn == op_into;
+	if ((flags_before & FL_TF) && !is_int && (fn != op_syscall || (c->sflags & FL_TF)))
+		db |= DR6_BS;
+	const bool ss_load = c->irq_shadow && (fn == op_mov_to_sreg || fn == op_pop_sreg || fn == op_lfs);
+	if (db && !ss_load) {
+		if (step == STEP_EXIT)
+			c->db_pending = db; /* an OUT: the trap comes when the caller has done it */
+		else
+			return raise_db(c, db);
+	}
+	return step == STEP_EXIT ? step : STEP_MODE;
+}
+
+/* ---- events between instructions, by priority (SDM 6.9) ---- */
+
+static u64 next_event(struct cpu *c)
+{
+	u64 at = c->stop_at;
+	if (!c->deterministic) {
+		c->poll_at = c->insns + POLL_INSNS;
+	} else {
+		u64 now = cpu_tsc(c), due = c->lapic ? lapic_deadline(c) : ~0ull;
+		c->poll_at = due == ~0ull ? ~0ull : due > now ? c->insns + (due - now) : c->insns + POLL_INSNS;
+	}
+	return at < c->poll_at ? at : c->poll_at;
+}
+
+/* STEP_NEXT: nothing happened. */
+static int events(struct cpu *c)
+{
+	if (c->init_pending || c->sipi_pending)
+		return cpu_unimplemented(c, NULL, "INIT or SIPI to a running CPU");
+	if (c->irq_shadow)
+		return STEP_NEXT;
+	if (c->db_pending) {
+		u64 db = c->db_pending;
+		c->db_pending = 0;
+		return raise_db(c, db);
+	}
+	if (c->nmi_pending && !c->nmi_blocked) {
+		c->nmi_pending = false;
+		return nmi_deliver(c);
+	}
+	if ((c->sflags & FL_IF) && c->lapic) {
+		int v = lapic_pending(c);
+		if (v >= 0) {
+			lapic_ack(c, (u8)v);
+			c->stats.interrupts++;
+			return interrupt_deliver(c, (u8)v);
+		}
+	}
+	return STEP_NEXT;
+}
+
+/* Blocks until something needs the outer loop.  Hot. */
+static int run_blocks(struct cpu *c, u64 until)
+{
+	int step = STEP_NEXT;
+	struct block *b = block_find(c, &step);
+	while (likely(b != NULL)) {
+		if (unlikely(c->deterministic && c->insns + b->n > until))
+			return STEP_EARLY; /* the outer loop steps up to the event */
+		c->rips.ring[c->rips.head++ % CPU_RIP_RING] = c->rip;
+		c->r[R_RIP] = c->rip;
+		c->stats.blocks++;
+		step = b->insn[0].fn(c, &b->insn[0]);
+		if (likely(step <= STEP_FALL)) {
+			c->insns += b->n;
+			if (unlikely(c->patched))
+				unpatch(c);
+			if (unlikely(c->attn || c->insns >= until || c->exit))
+				return STEP_MODE;
+			/* Chained successor: same page, so its translation is as good as this block's. */
+			if (step != STEP_NEXT) {
+				struct block *n = b->succ[step - 1];
+				if (likely(n && !n->dead && n->gpa - b->gpa == c->rip - c->r[R_RIP])) {
+					b = n;
+					continue;
+				}
+				struct block *from = b;
+				u64 from_rip = c->r[R_RIP];
+				b = block_find(c, &step);
+				if (b && !b->dead && ((b->gpa ^ from->gpa) & PAGE_MASK) == 0 && !from->dead &&
+				    ((from_rip ^ c->rip) & PAGE_MASK) == 0 && b->gpa - from->gpa == c->rip - from_rip &&
+				    b->mode == from->mode)
+					from->succ[step == STEP_TAKEN ? 0 : 1] = b;
+				continue;
+			}
+			b = block_find(c, &step);
+			continue;
+		}
+		c->insns += step == STEP_MODE ? b->n : retired_until(c, b);
+		unpatch(c);
+		return step;
+	}
+	return step;
+}
+
+enum cpu_exit cpu_run(struct cpu *c)
+{
+	c->exit = CPU_EXIT_NONE;
+	bool replay = false;
+	if (c->mmio.pending) { /* the caller has answered the last fragment */
+		c->mmio.pending = false;
+		c->mmio.n++;
+		replay = true;
+	}
+	for (;;) {
+		if (unlikely(c->attn & CPU_ATTN_RETURN)) {
+			c->exit = CPU_EXIT_BUDGET;
+			break;
+		}
+		if (c->attn)
+			__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_EVENT, __ATOMIC_SEQ_CST);
+		if (unlikely(c->insns >= c->stop_at)) {
+			c->exit = CPU_EXIT_BUDGET;
+			break;
+		}
+		const bool shadow = c->irq_shadow;
+		if (!replay && !c->io.done) {
+			int e = events(c);
+			if (e == STEP_EXIT)
+				break;
+		}
+		c->irq_shadow = false;
+		u64 until = next_event(c);
+		if (until <= c->insns)
+			until = c->insns + 1;
+		int step;
+		if (unlikely(replay || shadow || c->slow)) {
+			c->mmio.next = 0;
+			step = step_one(c);
+			if (!c->mmio.pending) {
+				c->mmio.n = 0;
+				replay = false;
+			}
+		} else {
+			step = run_blocks(c, until);
+			if (step == STEP_FAULT)
+				step = exc_deliver(c);
+			else if (step == STEP_EARLY && c->deterministic && c->insns < until)
+				step = step_one(c);
+		}
+		if (step == STEP_EXIT || c->exit != CPU_EXIT_NONE)
+			break;
+	}
+	unpatch(c);
+	fpu_save(c);
+	return c->exit;
+}
