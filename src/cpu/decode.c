@@ -193,7 +193,6 @@ static const struct sys_entry { ZydisMnemonic m; insn_fn fn; u8 flags; } sys_tab
 	{ ZYDIS_MNEMONIC_VERR, op_verr, 0 },
 	{ ZYDIS_MNEMONIC_VERW, op_verw, 0 },
 	{ ZYDIS_MNEMONIC_WBINVD, op_wbinvd, ENDS },
-	{ ZYDIS_MNEMONIC_WBNOINVD, op_wbinvd, ENDS },
 	{ ZYDIS_MNEMONIC_WRFSBASE, op_wrfsbase, 0 },
 	{ ZYDIS_MNEMONIC_WRGSBASE, op_wrgsbase, 0 },
 	{ ZYDIS_MNEMONIC_WRMSR, op_wrmsr, ALONE },

@@ -19,10 +19,6 @@ void cpu_update_mode(struct cpu *c)
 	if (cpu_real(c) && c->seg[CS].db)
 		code = MODE_CODE32; /* the D bit survives the switch to real mode until CS is reloaded */
 	u32 key = code | (c->cpl == 3 ? MODE_USER : 0) | (legacy_rights ? MODE_REAL : 0);
-	/* Outside 64-bit mode decoded blocks do not depend on CS.base (they are found by linear address), but their
-	 * RIP does: make look-ups distinct. */
-	if (!cpu_code64(c))
-		c->code_gen++;
 	c->mode_key = key;
 	const bool align_check = c->cpl == 3 && (c->sflags & FL_AC) && (c->cr0 & CR0_AM);
 	const bool watch = c->dr7 & 0xff;
@@ -182,9 +178,9 @@ static int run_blocks(struct cpu *c, u64 until)
 					continue;
 				}
 				struct block *from = b;
-				u64 from_rip = c->r[R_RIP];
+				u64 from_rip = c->r[R_RIP], flushes = c->stats.decode_flushes;
 				b = block_find(c, &step);
-				if (b && !b->dead && ((b->gpa ^ from->gpa) & PAGE_MASK) == 0 && !from->dead &&
+				if (b && flushes == c->stats.decode_flushes && !b->dead && ((b->gpa ^ from->gpa) & PAGE_MASK) == 0 && !from->dead &&
 				    ((from_rip ^ c->rip) & PAGE_MASK) == 0 && b->gpa - from->gpa == c->rip - from_rip &&
 				    b->mode == from->mode)
 					from->succ[step == STEP_TAKEN ? 0 : 1] = b;

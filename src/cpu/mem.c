@@ -9,6 +9,7 @@
  * order: a read yields its data, a write counts as done.  Nothing is committed
  * before the last fragment is answered, so instructions need no other care. */
 #include "cpu/block.h"
+#include "cpu/exec.h"
 #include "cpu/insn.h"
 #include "cpu/mmu.h"
 #include "cpu/msr.h"
