@@ -33,6 +33,7 @@ struct native {
 
 	const struct native_op *running; /* the stub being executed, for native_fault() */
 	struct { u64 trapno, address; } fault; /* set by native_fault() */
+	u64 movdir; /* host address of MOVDIR64B's destination */
 
 	/* Facts about the host, found by native_init(). */
 	u64 host_xcr0;     /* components that are saved and restored: XCR0 without PKRU, AMX */

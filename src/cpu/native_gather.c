@@ -1,0 +1,75 @@
+/* Gathers and scatters, element by element on the saved vector state.
+ *
+ * As on hardware an element's mask is cleared when it is done, so that a fault in the middle leaves the completed part
+ * behind and the instruction continues there (SDM vol. 2, VPGATHERDD).  An MMIO exit leaves nothing behind: the
+ * instruction is then executed again from its start. */
+#include "cpu/native_op.h"
+
+static u64 element(const u8 *v, unsigned n, unsigned size)
+{
+	return size == 8 ? *(const u64 *)(v + 8 * n) : (u64)(s64) * (const s32 *)(v + 4 * n);
+}
+
+int native_gather(struct cpu *c, const struct insn *i)
+{
+	const struct native_op *op = i->stub;
+	const struct native_gather *g = &op->gather;
+	u8 data[64], index[64], mask[64];
+	u64 k = 0;
+	int r = native_enabled_slow(c, i, op->check);
+	if (r)
+		return r;
+	fpu_get_vector(c, g->index, index);
+	fpu_get_vector(c, g->data, data);
+	if (g->evex) {
+		k = fpu_get_k(c, g->mask) & MASK(g->count);
+	} else {
+		fpu_get_vector(c, g->mask, mask);
+		for (unsigned n = 0; n < g->count; n++)
+			if (mask[(n + 1) * g->data_size - 1] & 0x80)
+				k |= BIT(n);
+	}
+	for (unsigned n = 0; n < g->count && !r; n++) {
+		struct insn at = *i;
+		int fault = 0;
+		if (!(k & BIT(n)))
+			continue;
+		at.index = R_ZERO;
+		at.disp = i->disp + (s64)(element(index, n, g->index_size) << g->scale);
+		u64 ea = insn_ea(c, &at, g->data_size, g->scatter ? ACC_W : ACC_R, &fault);
+		u8 *p = data + n * g->data_size;
+		if (fault)
+			r = fault;
+		else if (g->scatter)
+			r = g->data_size == 8 ? mem_write64(c, i, ea, *(u64 *)p) : mem_write32(c, i, ea, *(u32 *)p);
+		else
+			r = g->data_size == 8 ? mem_read64(c, i, ea, (u64 *)p) : mem_read32(c, i, ea, (u32 *)p);
+		if (!r)
+			k &= ~BIT(n);
+	}
+	if (r == STEP_EXIT)
+		return r;
+	if (g->evex) {
+		fpu_set_k(c, g->mask, k);
+	} else {
+		/* All of the mask register is cleared at the end; before, done elements only. */
+		for (unsigned n = 0; n < g->count; n++)
+			if (!(k & BIT(n)))
+				native_fill(mask + n * g->data_size, 0, g->data_size);
+		if (!r)
+			native_fill(mask, 0, 64);
+		fpu_set_vector(c, g->mask, mask);
+	}
+	if (!g->scatter) {
+		if (!r)
+			native_fill(data + g->vl, 0, 64u - g->vl);
+		fpu_set_vector(c, g->data, data);
+	}
+	if (r)
+		return r;
+	if (unlikely(c->code_written)) {
+		c->rip = insn_next_rip(c, i);
+		return STEP_NEXT;
+	}
+	NEXT(c, i);
+}
