@@ -8,6 +8,18 @@
 
 #include "cpu/cpu.h"
 
+/* a * b / d with a 128-bit product, saturating.  By hand because the compiler's 128-bit division is a library call,
+ * and libraries may use vector registers. */
+static inline u64 pvclock_muldiv(u64 a, u64 b, u64 d)
+{
+	u128 p = (u128)a * b;
+	if ((u64)(p >> 64) >= d)
+		return UINT64_MAX;
+	u64 q, rest;
+	__asm__("divq %4" : "=a"(q), "=d"(rest) : "a"((u64)p), "d"((u64)(p >> 64)), "r"(d) : "cc");
+	return q;
+}
+
 /* nanoseconds = ((cycles << shift) * mul) >> 32; a negative shift shifts right. */
 struct pvclock_scale {
 	u32 mul;

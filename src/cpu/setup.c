@@ -68,7 +68,7 @@ struct cpu *cpu_init(void *mem, const struct cpu_config *cfg)
 		c->lapic = (struct lapic *)(base + l.lapic);
 		lapic_reset(c->lapic, cfg->id, cfg->bsp);
 	}
-	c->apic_base = 0xfee00000 | BIT(11) | (cfg->bsp ? BIT(8) : 0);
+	msr_reset(c, cfg->bsp);
 	cpu_reset(c, false);
 	return c;
 }
@@ -108,8 +108,8 @@ void cpu_reset(struct cpu *c, bool init)
 	c->mmio.pending = c->io.done = false;
 	if (!init) {
 		c->xcr0 = 1;
-		c->pat = 0x0007040600070406ull;
-		c->misc_enable = 1;
+	} else {
+		lapic_init_signal(c);
 	}
 	fpu_reset(c, init);
 	mmu_flush_all(c);
