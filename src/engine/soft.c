@@ -1,0 +1,419 @@
+/* The software back end of vcpu.h: runs struct cpu (src/cpu) on the calling
+ * thread and turns its exits into KVM's. */
+#include "engine/soft.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "core/trace.h"
+#include "core/tsc.h"
+#include "cpu/block.h"
+#include "cpu/msr.h"
+#include "cpu/pvclock.h"
+#include "cpu/setup.h"
+
+#define BLOCK_ARENA (48 * MiB) /* touched only as far as used */
+#define STUB_ARENA (8 * MiB)
+#define IO_DATA_OFFSET PAGE_SIZE
+#define RUN_SIZE (2 * PAGE_SIZE)
+
+const char *const hv_stat_names[HV_STAT_COUNT] = {
+	[HV_STAT_INSNS] = "instructions", [HV_STAT_BLOCKS] = "blocks", [HV_STAT_BLOCKS_DECODED] = "blocks-decoded",
+	[HV_STAT_INSNS_DECODED] = "instructions-decoded", [HV_STAT_DECODE_FLUSHES] = "decode-flushes",
+	[HV_STAT_TLB_MISSES] = "tlb-misses", [HV_STAT_TLB_FLUSHES] = "tlb-flushes", [HV_STAT_PAGE_FAULTS] = "page-faults",
+	[HV_STAT_EXCEPTIONS] = "exceptions", [HV_STAT_INTERRUPTS] = "interrupts", [HV_STAT_SYSCALLS] = "system-calls",
+	[HV_STAT_EXITS_IO] = "exits-io", [HV_STAT_EXITS_MMIO] = "exits-mmio", [HV_STAT_HALTS] = "halts",
+	[HV_STAT_SMC] = "code-modified", [HV_STAT_NATIVE_STUBS] = "native-stubs", [HV_STAT_CR3_LOADS] = "cr3-loads",
+	[HV_STAT_MSR_ACCESSES] = "msr-accesses", [HV_STAT_UNKNOWN_MSR] = "unknown-msr", [HV_STAT_SIGNALS] = "host-signals",
+};
+
+/* ---- the virtual machine ---- */
+
+static u64 wall_ns(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (u64)ts.tv_sec * 1000000000 + (u64)ts.tv_nsec;
+}
+
+static int soft_create(const struct hv_config *cfg, struct hv **out)
+{
+	if (cfg->max_vcpus < 1 || cfg->max_vcpus > SOFT_MAX_VCPUS)
+		return -ENOTSUP;
+	struct hv *hv = calloc(1, sizeof *hv);
+	if (!hv)
+		return -ENOMEM;
+	hv->cfg = *cfg;
+	if (cfg->deterministic) {
+		hv->cfg.tsc_khz = 1000000; /* one virtual cycle per instruction, 1 GHz: the same on every host */
+	} else if (!hv->cfg.tsc_khz) {
+		struct tsc_info t;
+		struct err e;
+		int r = tsc_calibrate(NULL, &t, &e);
+		if (r) {
+			free(hv);
+			return r;
+		}
+		hv->cfg.tsc_khz = t.khz;
+	}
+	hv->boot_tsc = cfg->deterministic ? 0 : __builtin_ia32_rdtsc();
+	hv->boot_wall_ns = cfg->deterministic ? 1767225600ull * 1000000000 : wall_ns();
+	cpuid_table_init(&hv->cpuid, cfg->max_vcpus, hv->cfg.tsc_khz);
+	int r = soft_faults_install();
+	if (r) {
+		free(hv);
+		return r;
+	}
+	*out = hv;
+	return 0;
+}
+
+static void free_flags(struct ram_slot *s)
+{
+	if (s->page_flags)
+		munmap(s->page_flags, s->size >> PAGE_SHIFT);
+	s->page_flags = NULL;
+}
+
+static void soft_destroy(struct hv *hv)
+{
+	if (!hv)
+		return;
+	for (unsigned k = 0; k < hv->ram.n; k++)
+		free_flags(&hv->ram.slot[k]);
+	free(hv);
+}
+
+/* Slots are added before the vCPUs run; changing one afterwards is not something this machine does. */
+static int soft_set_memory_region(struct hv *hv, const struct kvm_userspace_memory_region *r)
+{
+	if (r->flags & ~(u32)KVM_MEM_READONLY)
+		return -EINVAL;
+	if (!r->memory_size)
+		return -EINVAL;
+	int e = ram_add_mapped(&hv->ram, r->slot, GPA(r->guest_phys_addr), r->memory_size, (u8 *)r->userspace_addr,
+			       r->flags & KVM_MEM_READONLY);
+	if (e)
+		return e;
+	for (unsigned k = 0; k < hv->ram.n; k++) {
+		struct ram_slot *s = &hv->ram.slot[k];
+		if (s->id != r->slot || s->page_flags)
+			continue;
+		void *p = mmap(NULL, s->size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (p == MAP_FAILED)
+			return -errno;
+		s->page_flags = p;
+	}
+	return 0;
+}
+
+static void attend(struct vcpu *v, u32 why)
+{
+	__atomic_or_fetch(&v->cpu->attn, why, __ATOMIC_SEQ_CST);
+	soft_wake(v);
+}
+
+/* MSI address and data (SDM 11.11). */
+static int soft_signal_msi(struct hv *hv, const struct kvm_msi *msi)
+{
+	const u32 dest = (msi->address_lo >> 12) & 0xff;
+	const bool logical = msi->address_lo & BIT(2), level = msi->data & BIT(15);
+	const u8 mode = (msi->data >> 8) & 7, vector = (u8)msi->data;
+	int delivered = 0;
+	if ((msi->address_lo & 0xfff00000) != 0xfee00000)
+		return -EINVAL;
+	for (unsigned k = 0; k < hv->n_vcpus; k++) {
+		struct vcpu *v = hv->vcpu[k];
+		if (!lapic_matches(v->cpu->lapic, dest, logical))
+			continue;
+		delivered++;
+		if (lapic_deliver(v->cpu, mode, vector, level))
+			attend(v, CPU_ATTN_EVENT);
+		if (mode == 1) /* lowest priority: one receiver */
+			break;
+	}
+	trace_emit(hv->cfg.trace, TRACE_MSI, 0, msi->address_lo, msi->data, (u64)delivered);
+	return delivered;
+}
+
+static void soft_invalidate(struct hv *hv, gpa_t gpa, u64 len)
+{
+	for (unsigned k = 0; k < hv->n_vcpus; k++) {
+		struct vcpu *v = hv->vcpu[k];
+		__atomic_add_fetch(&v->waiters, 1, __ATOMIC_SEQ_CST);
+		attend(v, CPU_ATTN_RETURN);
+		pthread_mutex_lock(&v->running);
+		block_invalidate(v->cpu, gpa, len);
+		pthread_mutex_unlock(&v->running);
+		__atomic_sub_fetch(&v->waiters, 1, __ATOMIC_SEQ_CST);
+	}
+}
+
+static u64 soft_clock_ns(struct hv *hv) { return hv->n_vcpus ? pvclock_ns(hv->vcpu[0]->cpu) : 0; }
+
+/* ---- vCPUs ---- */
+
+static void soft_vcpu_destroy(struct vcpu *v)
+{
+	if (!v)
+		return;
+	native_memory_destroy(&v->native);
+	if (v->cpu_memory)
+		munmap(v->cpu_memory, v->cpu_memory_size);
+	if (v->run)
+		munmap(v->run, RUN_SIZE);
+	if (v->signal_stack)
+		munmap(v->signal_stack, 64 * KiB);
+	pthread_mutex_destroy(&v->running);
+	free(v);
+}
+
+static void *map_zeroed(size_t n)
+{
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
+{
+	if (id != hv->n_vcpus || id >= hv->cfg.max_vcpus)
+		return -EINVAL;
+	struct vcpu *v = calloc(1, sizeof *v);
+	if (!v)
+		return -ENOMEM;
+	v->hv = hv;
+	v->id = id;
+	pthread_mutex_init(&v->running, NULL);
+	int r = native_memory_create(STUB_ARENA, &v->native);
+	if (r) {
+		soft_vcpu_destroy(v);
+		return r;
+	}
+	struct cpu_config cc = { .id = id, .bsp = id == 0, .ram = &hv->ram, .cpuid = &hv->cpuid, .block_arena = BLOCK_ARENA,
+		.stub_rw = v->native.rw, .stub_rx = v->native.rx, .stub_size = v->native.size, .scratch = v->native.scratch,
+		.tsc_khz = hv->cfg.tsc_khz, .deterministic = hv->cfg.deterministic, .det_seed = hv->cfg.det_seed,
+		.vendor_intel = hv->cpuid.intel, .maxphyaddr = hv->cpuid.maxphyaddr, .lapic = true };
+	v->cpu_memory_size = cpu_memory_size(&cc);
+	v->cpu_memory = map_zeroed(v->cpu_memory_size);
+	v->run = map_zeroed(RUN_SIZE);
+	v->signal_stack = map_zeroed(64 * KiB);
+	if (!v->cpu_memory || !v->run || !v->signal_stack) {
+		soft_vcpu_destroy(v);
+		return -ENOMEM;
+	}
+	v->cpu = cpu_init(v->cpu_memory, &cc);
+	v->cpu->owner = v;
+	v->cpu->boot_tsc = hv->boot_tsc;
+	v->cpu->boot_wall_ns = hv->boot_wall_ns;
+	if (hv->cfg.deterministic && hv->cfg.stop_at_insns)
+		v->cpu->stop_at = hv->cfg.stop_at_insns;
+	hv->vcpu[hv->n_vcpus++] = v;
+	*out = v;
+	return 0;
+}
+
+static struct kvm_run *soft_vcpu_shared(struct vcpu *v) { return v->run; }
+
+/* Puts the caller's answer to the last exit where the instruction will find it. */
+static void complete(struct vcpu *v)
+{
+	struct cpu *c = v->cpu;
+	const struct kvm_run *run = v->run;
+	switch (v->complete) {
+	case COMPLETE_NOTHING: break;
+	case COMPLETE_IN:
+		memcpy(&c->io.data, (const u8 *)run + IO_DATA_OFFSET, sizeof c->io.data);
+		c->io.done = true;
+		break;
+	case COMPLETE_MMIO: memcpy(&c->mmio.f[c->mmio.n].data, run->mmio.data, 8); break;
+	}
+	v->complete = COMPLETE_NOTHING;
+}
+
+static void exit_io(struct vcpu *v)
+{
+	struct cpu *c = v->cpu;
+	struct kvm_run *run = v->run;
+	run->exit_reason = KVM_EXIT_IO;
+	run->io.direction = c->io.write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
+	run->io.size = c->io.size;
+	run->io.port = c->io.port;
+	run->io.count = 1;
+	run->io.data_offset = IO_DATA_OFFSET;
+	memset((u8 *)run + IO_DATA_OFFSET, 0, 8);
+	if (c->io.write)
+		memcpy((u8 *)run + IO_DATA_OFFSET, &c->io.data, 4);
+	else
+		v->complete = COMPLETE_IN;
+}
+
+static void exit_mmio(struct vcpu *v)
+{
+	const struct mmio_fragment *f = &v->cpu->mmio.f[v->cpu->mmio.n];
+	struct kvm_run *run = v->run;
+	run->exit_reason = KVM_EXIT_MMIO;
+	run->mmio.phys_addr = f->gpa.v;
+	run->mmio.len = f->len;
+	run->mmio.is_write = f->write;
+	memset(run->mmio.data, 0, 8);
+	if (f->write)
+		memcpy(run->mmio.data, &f->data, 8);
+	v->complete = f->write ? COMPLETE_NOTHING : COMPLETE_MMIO;
+}
+
+static void deliver_ipi(struct vcpu *from)
+{
+	const u64 icr = from->cpu->ipi_icr;
+	const unsigned shorthand = (icr >> 18) & 3;
+	const u8 mode = (icr >> 8) & 7;
+	trace_emit(from->hv->cfg.trace, TRACE_IPI, from->id, icr, 0, 0);
+	for (unsigned k = 0; k < from->hv->n_vcpus; k++) {
+		struct vcpu *v = from->hv->vcpu[k];
+		if (v == from || (shorthand == 0 && !lapic_matches(v->cpu->lapic, (u32)(icr >> 32), icr & BIT(11))))
+			continue;
+		if (lapic_deliver(v->cpu, mode, (u8)icr, icr & BIT(15)))
+			attend(v, CPU_ATTN_EVENT);
+		if (mode == 1)
+			break;
+	}
+}
+
+static int finish(struct vcpu *v, u32 reason)
+{
+	v->run->exit_reason = reason;
+	return 0;
+}
+
+/* One cpu_run and what follows.  1: go on; 0: the caller has an exit; -EINTR: kicked. */
+static int run_once(struct vcpu *v)
+{
+	struct cpu *c = v->cpu;
+	struct kvm_run *run = v->run;
+	enum cpu_exit e = cpu_run(c);
+	switch (e) {
+	case CPU_EXIT_BUDGET:
+		if (c->insns >= c->stop_at)
+			return finish(v, KVM_EXIT_DEBUG);
+		__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_RETURN, __ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
+			return 1;
+		return -EINTR;
+	case CPU_EXIT_IO: exit_io(v); return 0;
+	case CPU_EXIT_MMIO: exit_mmio(v); return 0;
+	case CPU_EXIT_HLT: {
+		u64 rip = c->rip;
+		trace_emit(v->hv->cfg.trace, TRACE_HALT, v->id, rip, lapic_deadline(c), 0);
+		soft_halt(v);
+		return 1;
+	}
+	case CPU_EXIT_IPI: deliver_ipi(v); return 1;
+	case CPU_EXIT_EOI:
+		run->eoi.vector = c->eoi_vector;
+		return finish(v, KVM_EXIT_IOAPIC_EOI);
+	case CPU_EXIT_SHUTDOWN:
+		snprintf(v->error, sizeof v->error, "%s", c->why);
+		return finish(v, KVM_EXIT_SHUTDOWN);
+	case CPU_EXIT_UNIMPLEMENTED:
+		snprintf(v->error, sizeof v->error, "%s", c->why);
+		return finish(v, UMBRA_EXIT_UNIMPLEMENTED);
+	case CPU_EXIT_NONE: break;
+	}
+	snprintf(v->error, sizeof v->error, "engine: unexpected exit %d at %#llx", e, (unsigned long long)c->rip);
+	return finish(v, KVM_EXIT_INTERNAL_ERROR);
+}
+
+static int soft_vcpu_run(struct vcpu *v)
+{
+	if (unlikely(!v->thread_ready)) {
+		int r = soft_faults_thread(v);
+		if (r)
+			return r;
+		v->thread_ready = true;
+	}
+	complete(v);
+	pthread_mutex_lock(&v->running);
+	int r;
+	while ((r = run_once(v)) > 0) {
+		if (unlikely(__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))) {
+			pthread_mutex_unlock(&v->running);
+			while (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
+				sched_yield();
+			pthread_mutex_lock(&v->running);
+		}
+	}
+	pthread_mutex_unlock(&v->running);
+	return r;
+}
+
+static void soft_vcpu_kick(struct vcpu *v) { attend(v, CPU_ATTN_RETURN); }
+
+static u64 soft_read_virt(struct vcpu *v, gva_t gva, void *buf, u64 n)
+{
+	u64 done = 0;
+	while (done < n) {
+		gpa_t gpa;
+		u64 at = gva.v + done, len = PAGE_SIZE - (at & ~PAGE_MASK);
+		if (len > n - done)
+			len = n - done;
+		if (!mmu_peek(v->cpu, at, &gpa) || !ram_read(v->cpu->ram, gpa, (u8 *)buf + done, len))
+			break;
+		done += len;
+	}
+	return done;
+}
+
+static const char *soft_last_error(struct vcpu *v) { return v->error; }
+
+static unsigned soft_last_rips(struct vcpu *v, u64 *rip, unsigned max)
+{
+	const struct cpu *c = v->cpu;
+	unsigned n = 0;
+	for (; n < max && n < CPU_RIP_RING && n < c->rips.head; n++)
+		rip[n] = c->rips.ring[(c->rips.head - 1 - n) % CPU_RIP_RING];
+	return n;
+}
+
+static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
+{
+	const struct cpu *c = v->cpu;
+	const struct cpu_stats *s = &c->stats;
+	const u64 values[HV_STAT_COUNT] = {
+		[HV_STAT_INSNS] = c->insns, [HV_STAT_BLOCKS] = s->blocks, [HV_STAT_BLOCKS_DECODED] = s->blocks_decoded,
+		[HV_STAT_INSNS_DECODED] = s->insns_decoded, [HV_STAT_DECODE_FLUSHES] = s->decode_flushes,
+		[HV_STAT_TLB_MISSES] = s->tlb_misses, [HV_STAT_TLB_FLUSHES] = s->tlb_flushes,
+		[HV_STAT_PAGE_FAULTS] = s->page_faults, [HV_STAT_EXCEPTIONS] = s->exceptions,
+		[HV_STAT_INTERRUPTS] = s->interrupts, [HV_STAT_SYSCALLS] = s->syscalls, [HV_STAT_EXITS_IO] = s->exits_io,
+		[HV_STAT_EXITS_MMIO] = s->exits_mmio, [HV_STAT_HALTS] = s->halts, [HV_STAT_SMC] = s->smc,
+		[HV_STAT_NATIVE_STUBS] = s->native_stubs, [HV_STAT_CR3_LOADS] = s->cr3_loads,
+		[HV_STAT_MSR_ACCESSES] = s->msr_accesses, [HV_STAT_UNKNOWN_MSR] = s->unknown_msr, [HV_STAT_SIGNALS] = s->signals,
+	};
+	memcpy(out, values, sizeof values);
+}
+
+const struct hv_ops hv_interpreter = {
+	.name = "interpret",
+	.create = soft_create,
+	.destroy = soft_destroy,
+	.set_memory_region = soft_set_memory_region,
+	.signal_msi = soft_signal_msi,
+	.invalidate = soft_invalidate,
+	.clock_ns = soft_clock_ns,
+	.vcpu_create = soft_vcpu_create,
+	.vcpu_destroy = soft_vcpu_destroy,
+	.vcpu_shared = soft_vcpu_shared,
+	.vcpu_run = soft_vcpu_run,
+	.vcpu_kick = soft_vcpu_kick,
+	.get_regs = soft_get_regs,
+	.set_regs = soft_set_regs,
+	.get_sregs = soft_get_sregs,
+	.set_sregs = soft_set_sregs,
+	.read_virt = soft_read_virt,
+	.last_error = soft_last_error,
+	.last_rips = soft_last_rips,
+	.stats = soft_stats,
+};

@@ -1,0 +1,57 @@
+/* Inside of the software back end: one virtual machine and its vCPUs. */
+#ifndef ENGINE_SOFT_H
+#define ENGINE_SOFT_H
+
+#include <pthread.h>
+
+#include "cpu/cpu.h"
+#include "cpu/cpuid.h"
+#include "engine/native_memory.h"
+#include "vcpu/vcpu.h"
+
+#define SOFT_MAX_VCPUS 1 /* cross-vCPU invalidation of decoded code comes with the translator */
+
+struct hv {
+	struct hv_config cfg;
+	struct cpuid_table cpuid;
+	struct ram ram;
+	struct vcpu *vcpu[SOFT_MAX_VCPUS];
+	unsigned n_vcpus;
+	u64 boot_tsc, boot_wall_ns;
+};
+
+struct vcpu {
+	struct hv *hv;
+	unsigned id;
+	struct cpu *cpu;
+	void *cpu_memory;
+	size_t cpu_memory_size;
+	struct native_memory native;
+	struct kvm_run *run; /* two pages: the structure, then the bytes of port I/O */
+	enum { COMPLETE_NOTHING, COMPLETE_IN, COMPLETE_MMIO } complete;
+	bool sleeping;       /* in soft_halt: posters must wake the futex */
+	pthread_mutex_t running; /* held while guest code may run; soft_invalidate takes it */
+	u32 waiters;         /* threads that want `running` */
+	void *signal_stack;
+	bool thread_ready;
+	char error[512];
+};
+
+/* halt.c: sleeps until an interrupt is deliverable, the vCPU is kicked, or a poster wants it.  Never returns early
+ * without one of these.  Deterministic mode skips virtual time to the timer instead. */
+void soft_halt(struct vcpu *v);
+/* Wakes v out of soft_halt after c->attn was set.  Any thread, async-signal-safe. */
+void soft_wake(struct vcpu *v);
+
+/* fault.c: signal handlers that hand host faults of guest instructions to cpu/native.  Once per process. */
+int soft_faults_install(void);
+/* Per thread, before guest code runs on it. */
+int soft_faults_thread(struct vcpu *v);
+
+/* regs.c */
+int soft_get_regs(struct vcpu *v, struct kvm_regs *r);
+int soft_set_regs(struct vcpu *v, const struct kvm_regs *r);
+int soft_get_sregs(struct vcpu *v, struct kvm_sregs *s);
+int soft_set_sregs(struct vcpu *v, const struct kvm_sregs *s);
+
+#endif
