@@ -100,7 +100,7 @@ static int sandbox_limit(int resource, u64 value)
 	struct rlimit rl;
 	if (getrlimit((__rlimit_resource_t)resource, &rl))
 		return -errno;
-	if (rl.rlim_max != RLIM_INFINITY && value > rl.rlim_max)
+	if (value > rl.rlim_max) /* RLIM_INFINITY is the greatest value */
 		value = rl.rlim_max;
 	rl.rlim_cur = rl.rlim_max = value;
 	return setrlimit((__rlimit_resource_t)resource, &rl) ? -errno : 0;
@@ -124,7 +124,7 @@ int sandbox_prepare(const struct sandbox_policy *p, struct sandbox_layers *got, 
 	char name[16];
 	snprintf(name, sizeof name, "umbra-%s", p->role);
 	prctl(PR_SET_NAME, name);
-	int r = spawn_arm_death(e);
+	int r = p->outlive ? 0 : spawn_arm_death(e);
 	if (r)
 		return r;
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -142,6 +142,7 @@ int sandbox_prepare(const struct sandbox_policy *p, struct sandbox_layers *got, 
 		{ RLIMIT_NOFILE, p->max_fds, "descriptors" },
 		{ RLIMIT_FSIZE, p->max_file_size, "file size" },
 		{ RLIMIT_MSGQUEUE, 0, "message queues" },
+		{ RLIMIT_CPU, p->max_cpu_s ? p->max_cpu_s : (u64)RLIM_INFINITY, "processor time" },
 		{ RLIMIT_DATA, p->max_data ? p->max_data : (u64)RLIM_INFINITY, "data" },
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(limits); i++) {
@@ -153,7 +154,7 @@ int sandbox_prepare(const struct sandbox_policy *p, struct sandbox_layers *got, 
 		return err_sys(e, errno, "cannot confine the %s process: dumpable", p->role);
 	got->cannot_ptrace = true;
 	/* The new user namespace and the dropped rights have cleared it; asked for again, the parent checked again. */
-	return spawn_arm_death(e);
+	return p->outlive ? 0 : spawn_arm_death(e);
 }
 
 int sandbox_enter(const struct sandbox_policy *p, struct sandbox_layers *got, struct err *e)

@@ -22,7 +22,8 @@ struct sandbox_policy {
 	u32 max_fds;         /* RLIMIT_NOFILE */
 	u64 max_file_size;   /* RLIMIT_FSIZE, bytes */
 	u64 max_data;        /* RLIMIT_DATA, bytes; 0: leave */
-	bool may_start_threads;
+	u32 max_cpu_s;       /* RLIMIT_CPU, seconds; 0: leave */
+	bool outlive;        /* no death signal (struct spawn_config) */
 };
 
 /* What is in force in this process. */

@@ -11,21 +11,20 @@
 
 /* vm */
 #define VM_FD_RAM 4     /* sealed memfd, memory bytes */
-#define VM_FD_KERNEL 5  /* the kernel file as extracted (ELF), or as given */
+#define VM_FD_KERNEL 5  /* ELF, as image_extract() writes it */
 #define VM_FD_INITRD 6  /* or /dev/null: none */
-#define VM_FD_CONSOLE 7 /* SOCK_STREAM to the session: first serial port */
-#define VM_FD_AGENT 8   /* SOCK_STREAM to the session: the agent's channel (second serial port) */
+#define VM_FD_CONSOLE 7 /* SOCK_STREAM, O_NONBLOCK, to the session: first serial port, debug console */
+#define VM_FD_AGENT 8   /* SOCK_STREAM, O_NONBLOCK, to the session: the agent's channel (second serial port) */
 #define VM_FD_REPORT 9  /* memfd, REPORT_SIZE */
 #define VM_FD_TRACE 10  /* memfd, TRACE_SIZE(); only with a trace */
-#define VM_FD_IMAGE 11  /* the kernel file as given by the user (bzImage header) */
 
 /* extract */
 #define EXTRACT_FD_IN 4  /* bzImage, read-only */
 #define EXTRACT_FD_OUT 5 /* memfd or file, empty, for the ELF */
 
 /* session: 0, 1, 2 are the user's */
-#define SESSION_FD_CONSOLE 4 /* other end of VM_FD_CONSOLE */
-#define SESSION_FD_AGENT 5   /* other end of VM_FD_AGENT */
+#define SESSION_FD_CONSOLE 4 /* other end of VM_FD_CONSOLE, O_NONBLOCK */
+#define SESSION_FD_AGENT 5   /* other end of VM_FD_AGENT, O_NONBLOCK */
 #define SESSION_FD_CONFIG 6  /* struct super_config.session_fd; may be missing */
 
 /* ttyguard: 0 is the terminal */
@@ -55,6 +54,7 @@ enum proto_type {
 	PROTO_FAILED, /* struct proto_failed: set-up failed, the role exits next */
 
 	/* supervisor → ttyguard */
+	PROTO_TTY_SAVED, /* struct termios: put this back when the supervisor is gone */
 	PROTO_TTY_DONE, /* the terminal is restored: exit without touching it */
 
 	/* extract → supervisor */
@@ -66,10 +66,11 @@ struct proto_vm_config {
 	u32 cpus;
 	u32 engine; /* enum super_engine */
 	u8 deterministic, has_initrd, has_trace, verbose;
-	u8 exit_by_vm, pad[3];
+	u8 exit_by_vm, pad[3]; /* exit_by_vm: also offers the debug-exit ports */
 	u64 det_seed, stop_at_insns;
 	u64 tsc_khz; /* measured by the supervisor while other things went on */
 	u64 trace_size;
+	u8 seed[64]; /* struct machine_config; all zero: none */
 	char cmdline[2048 + 2048]; /* terminated */
 };
 
@@ -87,7 +88,8 @@ enum proto_ending {
 	PROTO_END_EXIT_CODE,    /* isa-debug-exit: code as QEMU gives it, value << 1 | 1 */
 	PROTO_END_TRIPLE_FAULT,
 	PROTO_END_ENGINE,       /* unimplemented or internal error: cause in text and the report */
-	PROTO_END_STOPPED,      /* PROTO_VM_STOP, or stop_at_insns reached */
+	PROTO_END_STOPPED,      /* PROTO_VM_STOP */
+	PROTO_END_INSN_LIMIT,   /* stop_at_insns reached */
 	PROTO_END_PANIC,        /* the guest said so (pvpanic) */
 };
 
