@@ -6,7 +6,6 @@
  * pidfd_*, io_uring, bpf, keyctl, mount, unshare, setns, userfaultfd,
  * F_SETOWN, F_SETOWN_EX, F_SETSIG, F_SETFL, FIOASYNC, FIOSETOWN, SIOCSPGRP,
  * anything PROT_EXEC. */
-#include <errno.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -39,13 +38,8 @@
 	SC_ALLOW(read), SC_ALLOW(write), SC_ALLOW(readv), SC_ALLOW(writev), SC_ALLOW(pread64), SC_ALLOW(lseek),        \
 	SC_ALLOW(close), SC_ALLOW(fstat),                                                                              \
 	SC_IF1(fcntl, SC_CHECK(1, SC_U32, F_GETFD, F_GETFL, F_GET_SEALS)),                                             \
-	/* glibc's fstat(); with a path it would name files, but then the kernel looks at the path only if it is not   \
-	 * empty, which a filter cannot see: refused, callers take the fstat call. */                                 \
-	SC_ERRNO(newfstatat, ENOSYS),                                                                                  \
 	/* The supervisor. */                                                                                         \
-	SC_IF1(sendmsg, SC_CHECK(0, SC_U32, ROLE_FD_CONTROL)), SC_IF1(recvmsg, SC_CHECK(0, SC_U32, ROLE_FD_CONTROL)),  \
-	/* glibc reports its own fatal errors there; the role has no terminal to ask about. */                        \
-	SC_ERRNO(ioctl, ENOTTY)
+	SC_IF1(sendmsg, SC_CHECK(0, SC_U32, ROLE_FD_CONTROL)), SC_IF1(recvmsg, SC_CHECK(0, SC_U32, ROLE_FD_CONTROL))
 
 static const struct seccomp_rule policy_vm_rules[] = {
 	POLICY_COMMON,
@@ -63,12 +57,13 @@ static const struct seccomp_rule policy_extract_rules[] = {
 };
 
 static const struct seccomp_rule policy_session_rules[] = {
-	/* Before the common refusal of ioctl: the first matching rule counts. */
 	SC_IF1(ioctl, SC_CHECK(1, SC_U32, TIOCGWINSZ)),
 	POLICY_COMMON,
 	SC_ALLOW(epoll_ctl), SC_ALLOW(epoll_wait), SC_ALLOW(epoll_pwait), SC_ALLOW(ppoll), SC_ALLOW(poll),
 	SC_ALLOW(timerfd_settime),
-	SC_ALLOW(shutdown), /* end of standard input towards the guest */
+	/* Towards the guest without waiting; no address, so to nobody else. */
+	SC_IF2(sendto, SC_CHECK(0, SC_U32, SESSION_FD_CONSOLE, SESSION_FD_AGENT), SC_CHECK(4, SC_U64, 0)),
+	SC_IF1(shutdown, SC_CHECK(0, SC_U32, SESSION_FD_CONSOLE, SESSION_FD_AGENT)),
 };
 
 static const struct seccomp_rule policy_ttyguard_rules[] = {
