@@ -27,6 +27,7 @@
 #define MACHINE_MIN_RAM (16 * MiB)  /* bare-metal test kernels; Linux names its own need at load */
 #define MACHINE_MAX_RAM (64 * GiB)
 
+struct loop;
 struct machine;
 
 /* How to start the kernel image. */
@@ -108,6 +109,9 @@ struct machine_stats {
 	u64 hv[HV_STAT_COUNT];             /* summed over vCPUs */
 };
 void machine_stats(struct machine *m, struct machine_stats *out);
+
+/* The loop machine_run() runs: the role adds its own descriptors before. */
+struct loop *machine_loop(struct machine *m);
 
 /* For the report file; valid from create to destroy. */
 struct hv *machine_hv(struct machine *m);

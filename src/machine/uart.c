@@ -293,6 +293,21 @@ void uart_rx_put(struct uart *u, const u8 *buf, u32 n)
 	pthread_mutex_unlock(&u->lock);
 }
 
+void uart_put(struct uart *u, u8 b)
+{
+	pthread_mutex_lock(&u->lock);
+	u->tx_bytes++;
+	if (u->connected) {
+		if (byteq_room(&u->tx) || wait_room(u)) {
+			byteq_put(&u->tx, b);
+			u->wake(u->ctx);
+		} else {
+			u->tx_lost++;
+		}
+	}
+	pthread_mutex_unlock(&u->lock);
+}
+
 void uart_close(struct uart *u)
 {
 	pthread_mutex_lock(&u->lock);

@@ -47,6 +47,8 @@ void uart_tx_consume(struct uart *u, u32 n);
 /* Input: how many bytes fit now, and giving them. */
 u32 uart_rx_room(struct uart *u);
 void uart_rx_put(struct uart *u, const u8 *buf, u32 n);
+/* Output that did not come through the registers (debug console); waits for room. */
+void uart_put(struct uart *u, u8 b);
 /* Lets every vCPU that waits for room go on. */
 void uart_close(struct uart *u);
 
