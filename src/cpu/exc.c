@@ -139,18 +139,10 @@ static int gate_fault(struct cpu *c, const struct event *ev, u8 vector)
 	return exc_raise_error(c, NULL, vector, (u32)ev->vector * 8 + 2 + (ev->soft ? 0 : ev->ext));
 }
 
-/* A frame is written with the handler's rights: supervisor ones below CPL 3, else as a user access of "the current
- * instruction" (which c->r[R_RIP] has to name, between blocks it is free). */
+/* A frame is written with the handler's rights: supervisor ones below CPL 3. */
 static int frame_write(struct cpu *c, u64 lin, const void *buf, unsigned size, u8 cpl)
 {
-	if (likely(cpl != 3))
-		return sys_write(c, lin, buf, size);
-	const struct insn here = { .off = 0 };
-	u64 saved = c->r[R_RIP];
-	c->r[R_RIP] = c->rip;
-	int st = mem_write_slow(c, &here, lin, buf, size);
-	c->r[R_RIP] = saved;
-	return st;
+	return likely(cpl != 3) ? sys_write(c, lin, buf, size) : stack_write_user(c, lin, buf, size);
 }
 
 /* ---- delivery: IA-32e mode ---- */
@@ -280,14 +272,9 @@ static int deliver_protected(struct cpu *c, const struct event *ev)
 	v[n++] = (u32)ev->ret_rip;
 	if (ev->has_error)
 		v[n++] = ev->error;
-	const struct insn here = { .off = 0 };
-	u64 saved = c->r[R_RIP];
-	c->r[R_RIP] = c->rip;
-	for (unsigned k = 0; k < n && !st; k++)
-		st = stk_push(c, &here, &stk, size, v[k]);
-	c->r[R_RIP] = saved;
-	if (st)
-		return st;
+	for (unsigned k = 0; k < n; k++)
+		if ((st = stk_push(c, NULL, &stk, size, v[k])))
+			return st;
 
 	if (vm) {
 		seg_set_null(c, ES, 0);
@@ -317,14 +304,9 @@ static int deliver_ivt(struct cpu *c, const struct event *ev, u64 base, u32 limi
 	stk_current(c, &stk);
 	stk.sys = c->cpl != 3;
 	const u64 v[3] = { pushed_flags, c->seg[CS].sel, ev->ret_rip };
-	const struct insn here = { .off = 0 };
-	u64 saved = c->r[R_RIP];
-	c->r[R_RIP] = c->rip;
-	for (unsigned k = 0; k < 3 && !st; k++)
-		st = stk_push(c, &here, &stk, 2, v[k]);
-	c->r[R_RIP] = saved;
-	if (st)
-		return st;
+	for (unsigned k = 0; k < 3; k++)
+		if ((st = stk_push(c, NULL, &stk, 2, v[k])))
+			return st;
 	stk_commit(c, &stk);
 	if (cpu_vm86(c))
 		seg_set_vm86(c, CS, (u16)(entry >> 16));
@@ -368,7 +350,8 @@ static bool makes_double_fault(u8 first, u8 second)
 	return first == VEC_PF && (contributory(second) || second == VEC_PF);
 }
 
-/* Fault-class exceptions push RF = 1, so that an instruction breakpoint does not hit twice (SDM 17.3.1.1). */
+/* Fault-class exceptions push RF = 1, so that an instruction breakpoint does not hit twice; the #DB of the breakpoint
+ * itself pushes RF as it is, its handler sets it (SDM 17.3.1.1). */
 static u64 pushed_rf(const struct exception *e)
 {
 	static const u32 faults = BIT(VEC_DE) | BIT(VEC_BR) | BIT(VEC_UD) | BIT(VEC_NM) | BIT(VEC_TS) | BIT(VEC_NP) |
@@ -416,7 +399,6 @@ static void commit_syndrome(struct cpu *c, const struct exception *e)
 {
 	if (e->vector == VEC_PF && !e->soft) {
 		c->cr2 = e->cr2;
-		c->stats.page_faults++;
 	} else if (e->vector == VEC_DB && !e->soft && !e->icebp) {
 		c->dr6 |= e->dr6;
 		c->dr7 &= ~DR7_GD;
@@ -464,14 +446,12 @@ static int deliver_event(struct cpu *c, const struct event *ev)
 int interrupt_deliver(struct cpu *c, u8 vector)
 {
 	const struct event ev = { .vector = vector, .ext = 1, .ret_rip = c->rip };
-	c->stats.interrupts++;
 	return deliver_event(c, &ev);
 }
 
 int nmi_deliver(struct cpu *c)
 {
 	const struct event ev = { .vector = VEC_NMI, .ext = 1, .ret_rip = c->rip };
-	c->stats.interrupts++;
 	c->nmi_pending = false;
 	c->nmi_blocked = true;
 	return deliver_event(c, &ev);

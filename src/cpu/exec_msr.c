@@ -309,15 +309,12 @@ int op_monitor(struct cpu *c, const struct insn *i)
 	int st = monitor_check(c, i, 0);
 	if (st)
 		return st;
-	/* A byte load at DS:rAX; the operand is implied, so the address is formed here. */
+	/* A byte load at DS:rAX; the operand is implied, so the address is formed here (no override: never offered). */
 	u64 ea = i->addrsize == 8 ? c->r[RAX] : i->addrsize == 4 ? (u32)c->r[RAX] : (u16)c->r[RAX];
-	enum sreg s = i->seg < SREG_COUNT ? i->seg : DS;
 	if (!cpu_code64(c)) {
-		if (!seg_range_ok(&c->seg[s], ea, 1))
+		if (!seg_range_ok(&c->seg[DS], ea, 1))
 			return exc_gp(c, i, 0);
-		ea = (u32)(ea + c->seg[s].base);
-	} else if (s == FS || s == GS) {
-		ea += c->seg[s].base;
+		ea = (u32)(ea + c->seg[DS].base);
 	}
 	u8 byte;
 	if ((st = mem_read8(c, i, ea, &byte)))

@@ -311,6 +311,9 @@ static void iret_flags(struct cpu *c, u64 image, unsigned size, u8 old_cpl)
 		if (size > 2)
 			mask |= FL_VIF | FL_VIP;
 	}
+	/* RF matters to the next instruction's breakpoints only; without any, setting it would cost a slow step. */
+	if (!(c->dr7 & 0xff))
+		image &= ~FL_RF;
 	cpu_set_rflags(c, (cpu_rflags(c) & ~mask) | (image & mask));
 }
 

@@ -1,5 +1,6 @@
 /* Descriptors and segment registers: reading, checking, loading, and the instructions that only do that
  * (SDM vol. 3 chapters 3 and 5, AMD APM vol. 2 chapter 4).  Far transfers are in far.c. */
+#include "cpu/block.h"
 #include "cpu/seg.h"
 
 /* ---- descriptors ---- */
@@ -232,13 +233,41 @@ static int stk_addr(struct cpu *c, const struct insn *i, const struct stk *s, u6
 	return 0;
 }
 
+int stack_write_user(struct cpu *c, u64 lin, const void *buf, unsigned size)
+{
+	u8 *at[2];
+	unsigned len[2], n = 0;
+	for (unsigned done = 0; done < size; n++) {
+		gpa_t gpa;
+		u64 va = lin + done;
+		len[n] = (unsigned)(PAGE_SIZE - (va & ~PAGE_MASK));
+		if (len[n] > size - done)
+			len[n] = size - done;
+		if (!mmu_translate(c, va, ACC_W, true, false, &gpa, &c->exc))
+			return STEP_FAULT;
+		at[n] = ram_ptr(c->ram, gpa, len[n]);
+		if (!at[n])
+			return cpu_unimplemented(c, NULL, "exception stack outside RAM");
+		block_code_write(c, gpa, len[n]);
+		done += len[n];
+	}
+	const volatile u8 *from = buf;
+	for (unsigned k = 0; k < n; k++)
+		for (unsigned b = 0; b < len[k]; b++)
+			((volatile u8 *)at[k])[b] = *from++;
+	return 0;
+}
+
 int stk_push(struct cpu *c, const struct insn *i, struct stk *s, unsigned size, u64 v)
 {
-	u64 sp = (s->sp - size) & s->mask, lin;
+	u64 sp = (s->sp - size) & s->mask, lin = 0;
 	int st = stk_addr(c, i, s, sp, size, &lin);
 	if (st)
 		return st;
-	st = s->sys ? sys_write(c, lin, &v, size) : mem_write_slow(c, i, lin, &v, size);
+	if (s->sys)
+		st = sys_write(c, lin, &v, size);
+	else
+		st = i ? mem_write_slow(c, i, lin, &v, size) : stack_write_user(c, lin, &v, size);
 	if (!st)
 		s->sp = sp;
 	return st;
@@ -246,7 +275,7 @@ int stk_push(struct cpu *c, const struct insn *i, struct stk *s, unsigned size, 
 
 int stk_pop(struct cpu *c, const struct insn *i, struct stk *s, unsigned size, u64 *v)
 {
-	u64 lin;
+	u64 lin = 0;
 	int st = stk_addr(c, i, s, s->sp, size, &lin);
 	if (st)
 		return st;

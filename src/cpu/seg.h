@@ -84,12 +84,15 @@ struct stk {
 	u64 sp;
 	u64 mask;
 	u32 ss_error; /* error code of #SS */
-	bool sys;     /* CPL 0..2 rights from CPL 3: a stack of an inner level */
+	bool sys;     /* supervisor rights: a stack of an inner level, or delivery */
 	bool flat;    /* 64-bit: no base, no limit */
 };
 void stk_current(const struct cpu *c, struct stk *s);
+/* i may be NULL (delivery): c->rip is then right already. */
 int stk_push(struct cpu *c, const struct insn *i, struct stk *s, unsigned size, u64 v);
 int stk_pop(struct cpu *c, const struct insn *i, struct stk *s, unsigned size, u64 *v);
+/* Write with CPL-3 rights outside any instruction: frames of handlers that run at CPL 3. */
+int stack_write_user(struct cpu *c, u64 lin, const void *buf, unsigned size);
 /* Makes it the CPU's stack. */
 void stk_commit(struct cpu *c, const struct stk *s);
 
