@@ -161,7 +161,7 @@ CASE(ist)
 	/* a new stack that is not canonical: #SS(0), itself on an IST stack */
 	tss.ist[0] = (u64)trap_stack_top - 8192;
 	idt[VEC_SS].ist = 1;
-	tss.rsp[0] = 0x800000000000;
+	tss.rsp[0] = 0x900000000000;
 	f = user_frame(s_done);
 	if (!tcg_known_wrong("a non-canonical RSP0 gives #PF or #GP, SDM vol. 2 INT n: #SS"))
 		EXPECT_RUN(&f, VEC_SS, 0, U(s_done));

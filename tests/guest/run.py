@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Runs the bare-metal test programs under umbra, or under QEMU's TCG to check the programs themselves.
+"""Runs the bare-metal test programs under umbra, or under QEMU's TCG to check the programs themselves, or on the
+engine alone (bare_vm).
 
-    run.py [--vmm umbra|qemu] [--umbra PATH] [--dir DIR] [-v] [NAME…]
+    run.py [--vmm umbra|qemu|engine] [--umbra PATH] [--dir DIR] [-v] [NAME…]
 
 Exit status 0: every program ended as the table says."""
 import argparse, os, subprocess, sys, time
@@ -23,12 +24,14 @@ def command(vmm, umbra, elf):
         return ["qemu-system-x86_64", "-kernel", elf, "-accel", "tcg", "-cpu", "max", "-m", "256",
                 "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon", "stdio", "-display", "none",
                 "-monitor", "none", "-serial", "null", "-no-reboot"]
+    if vmm == "engine":
+        return [os.path.join(os.path.dirname(elf), "bare_vm"), elf]
     return [umbra, "run", "--memory", "256M", "--kernel", elf]
 
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--vmm", choices=["umbra", "qemu"], default="umbra")
+    ap.add_argument("--vmm", choices=["umbra", "qemu", "engine"], default="umbra")
     ap.add_argument("--umbra", default="build/umbra")
     ap.add_argument("--dir", default=None)
     ap.add_argument("-v", action="store_true")
@@ -42,7 +45,7 @@ def main():
     bad = 0
     for name in names:
         limit, status_umbra, status_qemu, text = SPECIAL.get(name, DEFAULT)
-        want = status_umbra if a.vmm == "umbra" else status_qemu
+        want = status_qemu if a.vmm == "qemu" else status_umbra
         cmd = command(a.vmm, a.umbra, os.path.join(where, name + ".elf"))
         start = time.monotonic()
         try:
