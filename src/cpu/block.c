@@ -249,7 +249,7 @@ static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *hos
 	fpu_save(c); /* the decoder is an ordinary library */
 	struct block *b = (struct block *)(bc->arena + bc->used);
 	unsigned avail = (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK)), off = 0, n = 0;
-	while (n < BLOCK_MAX_INSNS && off < avail) {
+	while (n < c->block_limit && off < avail) {
 		bool ends = false, alone = false;
 		int len = decode_insn(c, host + off, avail - off > 15 ? 15 : avail - off, (u16)off, &b->insn[n], &ends, &alone);
 		if (len <= 0) {

@@ -180,6 +180,7 @@ struct cpu {
 	struct blockcache *blocks;
 	struct decoder *decoder;
 	struct native *native; /* stub arena, see native.h */
+	unsigned block_limit;  /* most instructions per block, at most BLOCK_MAX_INSNS */
 	const struct cpuid_table *cpuid;
 	struct { u64 ring[CPU_RIP_RING]; unsigned head; } rips; /* starts of the last blocks */
 	struct cpu_stats stats;

@@ -10,6 +10,7 @@ struct cpu_config {
 	struct ram *ram;      /* page_flags present in every slot that may hold code */
 	const struct cpuid_table *cpuid; /* outlives the cpu; may be NULL in unit tests without CPUID */
 	size_t block_arena;   /* bytes for decoded blocks */
+	unsigned block_limit; /* most instructions per block; 0: BLOCK_MAX_INSNS */
 	void *stub_rw, *stub_rx; /* two mappings of the stub arena, see native.h */
 	size_t stub_size;
 	void *scratch;        /* NATIVE_SCRATCH_SIZE bytes, see native.h */

@@ -195,6 +195,7 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 		return r;
 	}
 	struct cpu_config cc = { .id = id, .bsp = id == 0, .ram = &hv->ram, .cpuid = &hv->cpuid, .block_arena = BLOCK_ARENA,
+		.block_limit = hv->cfg.block_limit,
 		.stub_rw = v->native.rw, .stub_rx = v->native.rx, .stub_size = v->native.size, .scratch = v->native.scratch,
 		.tsc_khz = hv->cfg.tsc_khz, .deterministic = hv->cfg.deterministic, .det_seed = hv->cfg.det_seed,
 		.vendor_intel = hv->cpuid.intel, .maxphyaddr = hv->cpuid.maxphyaddr, .lapic = true };
@@ -210,8 +211,8 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	v->cpu->owner = v;
 	v->cpu->boot_tsc = hv->boot_tsc;
 	v->cpu->boot_wall_ns = hv->boot_wall_ns;
-	if (hv->cfg.deterministic && hv->cfg.stop_at_insns)
-		v->cpu->stop_at = hv->cfg.stop_at_insns;
+	if (hv->cfg.deterministic)
+		v->cpu->stop_at = soft_next_stop(v);
 	hv->vcpu[hv->n_vcpus++] = v;
 	*out = v;
 	return 0;
@@ -297,8 +298,16 @@ static int run_once(struct vcpu *v)
 	enum cpu_exit e = cpu_run(c);
 	switch (e) {
 	case CPU_EXIT_BUDGET:
-		if (c->insns >= c->stop_at)
-			return finish(v, KVM_EXIT_DEBUG);
+		if (c->insns >= c->stop_at) {
+			bool last = v->hv->cfg.stop_at_insns && c->insns >= v->hv->cfg.stop_at_insns;
+			int r = soft_checkpoint(v, last);
+			if (r)
+				return r;
+			c->stop_at = soft_next_stop(v);
+			if (last)
+				return finish(v, KVM_EXIT_DEBUG);
+			return 1;
+		}
 		__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_RETURN, __ATOMIC_SEQ_CST);
 		if (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
 			return 1;

@@ -28,7 +28,23 @@ struct hv_config {
 	bool deterministic;
 	u64 det_seed;         /* seed of entropy in deterministic mode */
 	u64 stop_at_insns;    /* deterministic mode: leave with KVM_EXIT_DEBUG after so many; 0: never */
+	u64 checkpoint_every; /* deterministic mode: write a struct hv_checkpoint each time so many more have retired; 0: never */
+	int checkpoint_fd;    /* where to */
+	unsigned block_limit; /* most instructions in a decoded block, 0: the engine's own choice (lockstep tests vary it) */
 	struct trace *trace;  /* may be NULL */
+};
+
+/* The state after `insns` retired instructions.  Two deterministic runs of the same VM, on whatever engine and with
+ * whatever block sizes, write identical files; `umbra compare` finds the first difference, and a run with a smaller
+ * interval (stop_at_insns behind the difference) narrows it down to one instruction. */
+struct hv_checkpoint {
+	u64 insns;
+	u64 rip, rflags, r[16];
+	u64 cr0, cr2, cr3, cr4, efer, fs_base, gs_base, kernel_gs_base;
+	u64 seg_hash;  /* selectors and hidden parts, descriptor tables, TR, LDTR */
+	u64 fpu_hash;  /* x87, MXCSR, vector and mask registers */
+	u64 apic_hash; /* interrupt state */
+	u64 ram_hash;  /* of pages written since the last checkpoint is not tracked: 0 but in the last record, all of RAM */
 };
 
 /* Counters of the engine; the names in hv_stat_names[] are the product's. */
