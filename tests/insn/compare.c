@@ -1,0 +1,171 @@
+/* What must agree: everything.  The few exceptions stand in tables here, each with its reason. */
+#include <string.h>
+
+#include "compare.h"
+
+static const char *const gpr_names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+					   "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+
+const char *end_name(u32 end)
+{
+	static const char *const v[32] = {
+		"#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15",
+		"#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+	};
+	switch (end) {
+	case END_TIMEOUT: return "timeout";
+	case END_DIED: return "died";
+	case END_OTHER: return "other";
+	case END_NOT_RUN: return "not run";
+	default: return end < 32 && v[end] ? v[end] : "?";
+	}
+}
+
+static void differ(FILE *out, unsigned *n, const char *what, u64 want, u64 got)
+{
+	if (out)
+		fprintf(out, "    %-10s native %016llx  got %016llx\n", what, (unsigned long long)want, (unsigned long long)got);
+	++*n;
+}
+
+static void compare_bytes(FILE *out, unsigned *n, const char *what, unsigned no, const u8 *want, const u8 *got, unsigned len)
+{
+	if (!memcmp(want, got, len))
+		return;
+	++*n;
+	if (!out)
+		return;
+	fprintf(out, "    %s%-2u native ", what, no);
+	for (unsigned i = 0; i < len; i++)
+		fprintf(out, "%s%02x", i && i % 8 == 0 ? "_" : "", want[i]);
+	fprintf(out, "\n    %s%-2u got    ", what, no);
+	for (unsigned i = 0; i < len; i++)
+		fprintf(out, "%s%02x", i && i % 8 == 0 ? "_" : "", got[i]);
+	fprintf(out, "\n");
+}
+
+static void compare_xsave(FILE *out, unsigned *n, struct insn_result *want, struct insn_result *got)
+{
+	xsave_normalise(want->xsave);
+	xsave_normalise(got->xsave);
+	if (!memcmp(want->xsave, got->xsave, host.xsave_size))
+		return;
+	static const struct { const char *name; unsigned off, len; } fields[] = {
+		{ "fcw", 0, 2 }, { "fsw", 2, 2 }, { "ftw", 4, 1 }, { "fop", 6, 2 }, { "fip", 8, 8 }, { "fdp", 16, 8 },
+		{ "mxcsr", 24, 4 },
+	};
+	for (unsigned i = 0; i < ARRAY_SIZE(fields); i++) {
+		u64 a = 0, b = 0;
+		memcpy(&a, want->xsave + fields[i].off, fields[i].len);
+		memcpy(&b, got->xsave + fields[i].off, fields[i].len);
+		if (a != b)
+			differ(out, n, fields[i].name, a, b);
+	}
+	for (unsigned i = 0; i < 8; i++)
+		compare_bytes(out, n, "st", i, want->xsave + 32 + i * 16, got->xsave + 32 + i * 16, 10);
+	for (unsigned i = 0; i < 32; i++) {
+		u64 a[8], b[8];
+		xsave_get_vec(want->xsave, i, a);
+		xsave_get_vec(got->xsave, i, b);
+		compare_bytes(out, n, "zmm", i, (u8 *)a, (u8 *)b, 64);
+	}
+	if (host.off_opmask)
+		for (unsigned i = 0; i < 8; i++)
+			compare_bytes(out, n, "k", i, want->xsave + host.off_opmask + i * 8, got->xsave + host.off_opmask + i * 8, 8);
+}
+
+static void compare_memory(FILE *out, unsigned *n, const struct insn_batch *b, const struct insn_result *want,
+			   const struct insn_result *got)
+{
+	u32 i = 0, k = 0;
+	while (i < want->n_lines || k < got->n_lines) {
+		u32 wl = i < want->n_lines ? want->line_no[i] : ~0u, gl = k < got->n_lines ? got->line_no[k] : ~0u;
+		u32 line = wl < gl ? wl : gl;
+		const u8 *base = b->arena + (u64)line * 64;
+		const u8 *w = wl == line ? want->line[i++] : base, *g = gl == line ? got->line[k++] : base;
+		if (!memcmp(w, g, 64))
+			continue;
+		if (out) {
+			u64 addr = (u64)line * 64;
+			addr = addr < CODE_SIZE ? CODE_BASE + addr : DATA_BASE + addr - CODE_SIZE;
+			fprintf(out, "    memory at %llx\n", (unsigned long long)addr);
+		}
+		compare_bytes(out, n, "mem", 0, w, g, 64);
+	}
+}
+
+bool compare_results(const struct insn_batch *b, const struct insn_case *c, struct insn_result *want, struct insn_result *got,
+		     FILE *out)
+{
+	unsigned n = 0;
+	if (want->end != got->end) {
+		if (out)
+			fprintf(out, "    ends       native %s  got %s\n", end_name(want->end), end_name(got->end));
+		if (out && got->end == END_OTHER)
+			fprintf(out, "    %s\n", got->why);
+		n++;
+	}
+	if (want->end >= 32 || got->end >= 32)
+		return !n; /* no state to compare */
+	u32 we = want->error, ge = got->error;
+	if (want->end == 14 && want->cr2 >= 0x0000800000000000ull) {
+		/* Linux sets P for kernel addresses: user code must not learn what is mapped there. */
+		we |= 1;
+		ge |= 1;
+	}
+	if (we != ge)
+		differ(out, &n, "error", we, ge);
+	if (want->cr2 != got->cr2)
+		differ(out, &n, "cr2", want->cr2, got->cr2);
+	if (want->rip != got->rip)
+		differ(out, &n, "rip", want->rip, got->rip);
+	for (unsigned i = 0; i < 16; i++)
+		if (want->gpr[i] != got->gpr[i])
+			differ(out, &n, gpr_names[i], want->gpr[i], got->gpr[i]);
+	if (want->rflags != got->rflags)
+		differ(out, &n, "rflags", want->rflags, got->rflags);
+	if (want->fs_base != got->fs_base)
+		differ(out, &n, "fs_base", want->fs_base, got->fs_base);
+	if (want->gs_base != got->gs_base)
+		differ(out, &n, "gs_base", want->gs_base, got->gs_base);
+#define SEL(x)                                             \
+	if (want->x != got->x)                             \
+		differ(out, &n, #x, want->x, got->x)
+	SEL(cs);
+	SEL(ss);
+	SEL(ds);
+	SEL(es);
+	SEL(fs);
+	SEL(gs);
+#undef SEL
+	compare_xsave(out, &n, want, got);
+	compare_memory(out, &n, b, want, got);
+	return !n;
+}
+
+void print_case(const struct insn_batch *b, const struct insn_case *c, FILE *out)
+{
+	char text[160];
+	disassemble(c->bytes, c->len < 15 ? c->len : 15, c->rip, text, sizeof(text));
+	fprintf(out, "  %llx: ", (unsigned long long)c->rip);
+	for (unsigned i = 0; i < c->len; i++)
+		fprintf(out, "%02x ", c->bytes[i]);
+	fprintf(out, "  %s\n", text);
+	for (unsigned i = 0; i < 16; i++)
+		fprintf(out, "    %-4s%016llx%s", gpr_names[i], (unsigned long long)c->gpr[i], i % 4 == 3 ? "\n" : "");
+	fprintf(out, "    rflags %llx fs_base %llx gs_base %llx vec state %u", (unsigned long long)c->rflags,
+		(unsigned long long)c->fs_base, (unsigned long long)c->gs_base, c->vec);
+	const u8 *img = b->vec[c->vec];
+	u16 fcw, fsw;
+	u32 mxcsr;
+	memcpy(&fcw, img, 2);
+	memcpy(&fsw, img + 2, 2);
+	memcpy(&mxcsr, img + 24, 4);
+	fprintf(out, " fcw %x fsw %x ftw %x mxcsr %x\n", fcw, fsw, img[4], mxcsr);
+	for (unsigned p = 0; p < c->n_patches; p++) {
+		fprintf(out, "    memory at %llx =", (unsigned long long)c->patch[p].addr);
+		for (unsigned i = 0; i < c->patch[p].len; i++)
+			fprintf(out, " %02x", c->patch[p].b[i]);
+		fprintf(out, "\n");
+	}
+}
