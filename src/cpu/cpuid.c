@@ -330,7 +330,7 @@ const struct cpuid_number cpuid_numbers[] = {
 	{ 0xa, "performance counters", "none" },
 	{ 0xb, "topology", "one package of single-threaded cores" },
 	{ 0xd, "XSAVE areas", "host's offsets and sizes, restricted to x87, SSE, AVX, AVX-512" },
-	{ 0x15, "TSC and crystal clock", "1 GHz crystal (= APIC timer), best ratio for the TSC frequency (Intel)" },
+	{ 0x15, "TSC and crystal clock", "a crystal at the frequency of the TSC (half of it beyond 4.29 GHz), which clocks the APIC timer too (Intel)" },
 	{ 0x16, "frequencies", "TSC frequency in MHz (Intel)" },
 	{ 0x1f, "topology", "as leaf 0xb" },
 	{ 0x40000000, "hypervisor", "\"KVMKVMKVM\": the paravirtual interface is KVM's" },
@@ -404,23 +404,6 @@ static struct cpuid_leaf *add_features(struct cpuid_table *t, u32 leaf, u32 subl
 			e->r[b->reg] |= host[b->reg] & 1u << b->bit;
 	}
 	return e;
-}
-
-/* Best p/q for num/den with p <= max (continued fraction; num, den > 0). */
-static void best_ratio(u64 num, u64 den, u64 max, u32 *p_out, u32 *q_out)
-{
-	u64 p0 = 0, q0 = 1, p1 = 1, q1 = 0;
-	while (den) {
-		u64 a = num / den, p2 = a * p1 + p0, q2 = a * q1 + q0;
-		if (p2 > max || q2 > UINT32_MAX)
-			break;
-		p0 = p1, q0 = q1, p1 = p2, q1 = q2;
-		u64 rest = num - a * den;
-		num = den;
-		den = rest;
-	}
-	*p_out = (u32)p1;
-	*q_out = q1 ? (u32)q1 : 1;
 }
 
 static void add_caches(struct cpuid_table *t, u32 leaf)
@@ -509,10 +492,12 @@ static void add_basic(struct cpuid_table *t, u32 host_max, const u32 id[4])
 		add_features(t, 7, s, true);
 	add_xsave(t);
 	if (t->intel) {
-		/* Linux computes crystal_khz * numerator in 32 bits: numerator <= 4294. */
+		/* TSC = crystal * EBX / EAX.  Linux multiplies kHz in 32 bits, so an arbitrary TSC frequency is exact
+		 * only with a ratio near 1; and it takes the crystal as the APIC timer's frequency, so it is that. */
 		e = add(t, 0x15, 0);
-		best_ratio(t->tsc_khz, 1000000, 4294, &e->r[CPUID_EBX], &e->r[CPUID_EAX]);
-		e->r[CPUID_ECX] = 1000000000;
+		e->r[CPUID_EAX] = 1;
+		e->r[CPUID_EBX] = t->apic_div;
+		e->r[CPUID_ECX] = (u32)(t->tsc_khz / t->apic_div * 1000);
 		e = add(t, 0x16, 0);
 		e->r[CPUID_EAX] = e->r[CPUID_EBX] = (u32)((t->tsc_khz + 500) / 1000);
 		e->r[CPUID_ECX] = 100;
@@ -564,6 +549,9 @@ void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz)
 	t->n = 0;
 	t->ncpus = ncpus;
 	t->tsc_khz = tsc_khz;
+	t->apic_div = 1;
+	while (tsc_khz / t->apic_div > UINT32_MAX / 1000)
+		t->apic_div++;
 	host_cpuid(0, 0, id);
 	t->intel = id[CPUID_EBX] == 0x756e6547; /* "Genu" */
 	u32 max_basic = id[CPUID_EAX];
@@ -588,7 +576,7 @@ void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz)
 	add_features(t, 0x40000001, 0, false);
 	e = add(t, 0x40000010, 0);
 	e->r[CPUID_EAX] = (u32)tsc_khz;
-	e->r[CPUID_EBX] = 1000000; /* APIC timer: 1 GHz */
+	e->r[CPUID_EBX] = (u32)(tsc_khz / t->apic_div);
 	add_extended(t, max_ext, id);
 }
 

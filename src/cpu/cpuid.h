@@ -53,6 +53,7 @@ struct cpuid_table {
 	struct cpuid_leaf e[CPUID_MAX_LEAVES]; /* static part; cpuid_get() adds the dynamic bits */
 	unsigned ncpus;
 	u64 tsc_khz;
+	u32 apic_div;    /* APIC timer ("crystal") frequency = TSC frequency / apic_div */
 	bool intel; /* else AMD (or Hygon) */
 	u8 maxphyaddr;
 	u64 xcr0;        /* bits that XSETBV may set */

@@ -4,14 +4,14 @@
  * IRR, TMR and what lapic_matches() and lapic_post() read are touched by other threads, as atomics; everything else
  * belongs to the thread that runs the CPU.
  *
- * Time: the counting timer (one-shot, periodic) runs at 1 GHz divided by the divide configuration, on the raw TSC which
- * the guest cannot move; the deadline timer compares the guest's TSC.  Nothing ticks: lapic_pending() looks at the clock.
+ * Time: the counting timer (one-shot, periodic) runs at the crystal frequency of CPUID leaf 0x15, which is the TSC's (see
+ * cpuid.c), divided by the divide configuration, on the raw TSC, which the guest cannot move; the deadline timer
+ * compares the guest's TSC.  Nothing ticks: lapic_pending() looks at the clock.
  *
  * Reserved bits of SVR and of the LVT are dropped rather than faulted in x2APIC mode, as KVM does. */
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
 #include "cpu/msr.h"
-#include "cpu/pvclock.h"
 
 enum reg {
 	REG_ID = 0x02, REG_VERSION = 0x03, REG_TPR = 0x08, REG_APR = 0x09, REG_PPR = 0x0a, REG_EOI = 0x0b,
@@ -64,8 +64,6 @@ struct lapic {
 	u64 icr;
 	u32 lvt[LVT_COUNT];
 	u32 initial, divide;
-	u64 start;    /* raw TSC at which the counting timer was started */
-	u64 periods;  /* periodic: expirations since start */
 	u64 due;      /* raw TSC of the counting timer's next expiration, or IDLE */
 	u64 deadline; /* guest TSC, 0: not armed */
 };
@@ -100,7 +98,6 @@ static void reset_registers(struct lapic *l)
 	for (unsigned i = 0; i < LVT_COUNT; i++)
 		l->lvt[i] = LVT_MASKED;
 	l->initial = l->divide = 0;
-	l->start = l->periods = 0;
 	l->due = IDLE;
 	l->deadline = 0;
 }
@@ -304,8 +301,7 @@ static void send_ipi(struct cpu *c, u64 icr)
 
 /* ---- timer ---- */
 
-static u64 ns_to_tsc(const struct cpu *c, u64 ns) { return pvclock_muldiv(ns, c->tsc_khz, 1000000); }
-static u64 tsc_to_ns(const struct cpu *c, u64 tsc) { return pvclock_muldiv(tsc, 1000000, c->tsc_khz); }
+static u32 apic_div(const struct cpu *c) { return c->cpuid ? c->cpuid->apic_div : 1; }
 
 static unsigned timer_mode(const struct lapic *l) { return l->lvt[LVT_TIMER] >> 17 & 3; }
 
@@ -316,20 +312,15 @@ static unsigned divisor(const struct lapic *l)
 	return v == 7 ? 1 : 2u << v;
 }
 
-/* Raw TSC of the n-th expiration after start (no drift: computed from the start). */
-static u64 expiration(const struct cpu *c, u64 n)
-{
-	const struct lapic *l = c->lapic;
-	u64 t = ns_to_tsc(c, n * l->initial * divisor(l));
-	return l->start + (t ? t : 1);
-}
+/* Raw TSC cycles of one count. */
+static u64 tick(const struct cpu *c) { return (u64)divisor(c->lapic) * apic_div(c); }
+/* Raw TSC cycles from the initial count to 0: at most 2^32 * 128 * 2. */
+static u64 period(const struct cpu *c) { return c->lapic->initial * tick(c); }
 
 static void timer_start(struct cpu *c)
 {
 	struct lapic *l = c->lapic;
-	l->start = cpu_raw_tsc(c);
-	l->periods = 0;
-	l->due = l->initial ? expiration(c, 1) : IDLE;
+	l->due = l->initial ? cpu_raw_tsc(c) + period(c) : IDLE;
 }
 
 /* Makes the interpreter look at the clock again: it polls at c->poll_at. */
@@ -357,11 +348,7 @@ static void timer_run(struct cpu *c)
 		return;
 	}
 	/* Expirations that were missed are one interrupt, as on hardware (one IRR bit). */
-	u64 period = (u64)l->initial * divisor(l);
-	l->periods = tsc_to_ns(c, now - l->start) / period;
-	do
-		l->due = expiration(c, ++l->periods);
-	while (l->due <= now);
+	l->due += ((now - l->due) / period(c) + 1) * period(c);
 }
 
 u64 lapic_deadline(const struct cpu *c)
@@ -383,7 +370,7 @@ static u32 timer_current(struct cpu *c)
 	u64 left = l->due - cpu_raw_tsc(c);
 	if ((s64)left < 0)
 		return 0;
-	u64 count = (tsc_to_ns(c, left) + divisor(l) - 1) / divisor(l);
+	u64 count = (left + tick(c) - 1) / tick(c);
 	return count > l->initial ? l->initial : (u32)count;
 }
 
@@ -428,14 +415,9 @@ static void write_divide(struct cpu *c, u32 value)
 {
 	struct lapic *l = c->lapic;
 	u32 left = timer_current(c); /* the count goes on at the new rate */
-	u32 initial = l->initial;
 	l->divide = value & 0xb;
-	if (l->due != IDLE) {
-		u64 now = cpu_raw_tsc(c), gone = ns_to_tsc(c, (u64)(initial - left) * divisor(l));
-		l->start = now - gone;
-		l->periods = 1;
-		l->due = expiration(c, 1);
-	}
+	if (l->due != IDLE)
+		l->due = cpu_raw_tsc(c) + left * tick(c);
 	timer_changed(c);
 }
 
