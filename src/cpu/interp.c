@@ -231,7 +231,7 @@ enum cpu_exit cpu_run(struct cpu *c)
 			c->mmio.next = 0;
 			step = step_one(c);
 			if (!c->mmio.pending) {
-				c->mmio.n = 0;
+				c->mmio.n = c->mmio.next = 0;
 				replay = false;
 			}
 		} else {
