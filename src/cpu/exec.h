@@ -37,6 +37,7 @@ H(op_movs); H(op_stos); H(op_lods); H(op_scas); H(op_cmps); H(op_ins); H(op_outs
 
 /* sys's: permission for a port (CPL/IOPL/TSS bitmap); 0 or the step of the fault. */
 int io_check(struct cpu *c, const struct insn *i, u16 port, unsigned size);
+void io_breakpoint(struct cpu *c, u16 port, unsigned size);
 /* mem.c: linear address of offset off in segment sr, limits checked. */
 int seg_linear(struct cpu *c, const struct insn *i, enum sreg sr, u64 off, unsigned size, enum access a, u64 *lin);
 

@@ -21,6 +21,18 @@ int io_check(struct cpu *c, const struct insn *i, u16 port, unsigned size)
 	return (bits >> (port % 8)) & MASK(size) ? exc_gp(c, i, 0) : 0;
 }
 
+void io_breakpoint(struct cpu *c, u16 port, unsigned size)
+{
+	if (likely(!(c->dr7 & 0xff) || !(c->cr4 & CR4_DE)))
+		return;
+	for (unsigned n = 0; n < 4; n++) {
+		u64 len = (c->dr7 >> (18 + 4 * n)) & 3;
+		u64 bytes = len == 2 ? 8 : len + 1, at = c->dr[n] & ~(bytes - 1);
+		if (((c->dr7 >> (2 * n)) & 3) && ((c->dr7 >> (16 + 4 * n)) & 3) == 2 && port < at + bytes && at < port + (u64)size)
+			c->db_pending |= BIT(n);
+	}
+}
+
 static unsigned port_size(const struct insn *i)
 {
 	return i->opsize > 4 ? 4 : i->opsize; /* REX.W has no effect */
@@ -35,6 +47,7 @@ int op_in(struct cpu *c, const struct insn *i)
 		return st;
 	if (c->io.done && !c->io.write && c->io.port == port && c->io.size == size) {
 		c->io.done = false;
+		io_breakpoint(c, port, size);
 		reg_write(c, RAX * 8, size, c->io.data & MASK(size * 8));
 		NEXT(c, i);
 	}
@@ -61,6 +74,7 @@ int op_out(struct cpu *c, const struct insn *i)
 	c->io.write = true;
 	c->io.done = false;
 	c->io.data = (u32)reg_read(c, RAX * 8, size);
+	io_breakpoint(c, port, size);
 	c->stats.exits_io++;
 	c->rip = insn_next_rip(c, i);
 	c->exit = CPU_EXIT_IO;

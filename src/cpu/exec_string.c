@@ -274,6 +274,7 @@ H(op_ins)
 	if ((r = store_elem(c, i, dst, s.size, c->io.data)))
 		return r;
 	c->io.done = false;
+	io_breakpoint(c, port, s.size);
 	advance(c, i, RDI, s.step);
 	consumed(c, i, &s, 1);
 	return after_element(c, i, &s);
@@ -297,6 +298,7 @@ H(op_outs)
 	c->io.done = false;
 	c->exit = CPU_EXIT_IO;
 	c->stats.exits_io++;
+	io_breakpoint(c, port, s.size);
 	advance(c, i, RSI, s.step);
 	consumed(c, i, &s, 1);
 	after_element(c, i, &s);

@@ -67,9 +67,8 @@ static int step_one(struct cpu *c)
 	if ((c->dr7 & 0xff) && !(flags_before & FL_RF)) {
 		u64 hit = code_breakpoints(c);
 		if (hit) {
-			/* A fault: RF in the pushed image, so that IRET steps over it. */
-			c->exc = (struct exception){ .vector = VEC_DB, .dr6 = hit, .db_fault = true };
-			return exc_deliver(c);
+			/* A fault before the instruction, but RF is pushed as it is: the handler sets it (SDM 17.3.1.1). */
+			return raise_db(c, hit);
 		}
 	}
 	int step = STEP_NEXT;
@@ -81,13 +80,18 @@ static int step_one(struct cpu *c)
 	pair[1] = (struct insn){ .fn = op_end, .off = b->insn[0].len, .idx = 1, .base = R_ZERO, .index = R_ZERO };
 	const insn_fn fn = pair[0].fn;
 	c->r[R_RIP] = c->rip;
+	const u64 held = c->db_pending; /* a data breakpoint of MOV SS waits for the end of this instruction */
 	c->db_pending = 0;
 	step = pair[0].fn(c, &pair[0]);
 	unpatch(c);
-	if (step == STEP_FAULT)
+	if (step == STEP_FAULT) {
+		c->db_pending = held;
 		return exc_deliver(c);
-	if (step == STEP_EXIT && c->rip == c->r[R_RIP])
+	}
+	if (step == STEP_EXIT && c->rip == c->r[R_RIP]) {
+		c->db_pending |= held;
 		return step; /* to be executed again */
+	}
 	const bool again = step == STEP_EARLY && c->rip == c->r[R_RIP];
 	if (!again)
 		c->insns++;
@@ -96,14 +100,16 @@ static int step_one(struct cpu *c)
 		cpu_update_mode(c);
 	}
 	/* TF counts as it was before the instruction; SYSCALL's mask acts at once; a delivered INT n has cleared it. */
-	u64 db = c->db_pending;
+	u64 db = c->db_pending | held;
 	c->db_pending = 0;
 	const bool is_int = fn == op_int || fn == op_int3 || fn == op_int1 || fn == op_into;
 	if ((flags_before & FL_TF) && !is_int && (fn != op_syscall || (c->sflags & FL_TF)))
 		db |= DR6_BS;
 	const bool ss_load = c->irq_shadow && (fn == op_mov_to_sreg || fn == op_pop_sreg || fn == op_lfs);
-	if (db && !ss_load) {
-		if (step == STEP_EXIT)
+	if (db) {
+		if (ss_load)
+			c->db_pending = db & ~DR6_BS; /* SDM 6.8.3 */
+		else if (step == STEP_EXIT)
 			c->db_pending = db; /* an OUT: the trap comes when the caller has done it */
 		else
 			return raise_db(c, db);

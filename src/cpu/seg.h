@@ -103,6 +103,8 @@ int tss_stack(struct cpu *c, const struct insn *i, u8 cpl, u32 ext, struct stk *
 
 /* May the current code access these ports? (IOPL, TSS I/O permission bitmap; SDM vol. 1, 19.5)  0 or #GP(0). */
 int io_check(struct cpu *c, const struct insn *i, u16 port, unsigned size);
+/* I/O breakpoints (CR4.DE, SDM 17.2.4) hit by an access that completes with this instruction: a trap behind it. */
+void io_breakpoint(struct cpu *c, u16 port, unsigned size);
 
 /* Software interrupt through the IDT from instruction i (exc.c).  icebp: INT1, no DPL check. */
 int exc_soft(struct cpu *c, const struct insn *i, u8 vector, bool icebp);
