@@ -50,15 +50,6 @@ static int copy_area(struct cpu *c, const struct insn *i, u64 ea, void *buf, uns
 	return 0;
 }
 
-static int leave(struct cpu *c, const struct insn *i)
-{
-	if (unlikely(c->code_written)) {
-		c->rip = insn_next_rip(c, i);
-		return STEP_NEXT;
-	}
-	NEXT(c, i);
-}
-
 /* Vector registers that exist in the current mode. */
 static unsigned vectors(const struct cpu *c)
 {
@@ -156,7 +147,9 @@ int fpu_op_fxsave(struct cpu *c, const struct insn *i)
 	*(u32 *)(img + FX_MXCSR) = *(u32 *)(c->xsave + FX_MXCSR);
 	*(u32 *)(img + FX_MXCSR_MASK) = c->native->mxcsr_mask;
 	r = copy_area(c, i, ea, img, size, ACC_W);
-	return r ? r : leave(c, i);
+	if (r)
+		return r;
+	NEXT(c, i);
 }
 
 int fpu_op_fxrstor(struct cpu *c, const struct insn *i)
@@ -287,7 +280,9 @@ int fpu_op_xsave(struct cpu *c, const struct insn *i)
 			return r;
 	}
 	r = copy_area(c, i, ea + XS_BV, header, compact ? 64 : 8, ACC_W);
-	return r ? r : leave(c, i);
+	if (r)
+		return r;
+	NEXT(c, i);
 }
 
 int fpu_op_xrstor(struct cpu *c, const struct insn *i)
@@ -443,7 +438,9 @@ int fpu_op_fnstenv(struct cpu *c, const struct insn *i)
 		n->fop = n->fcs = n->fds = 0;
 	}
 	fault = copy_area(c, i, ea, out, size, ACC_W);
-	return fault ? fault : leave(c, i);
+	if (fault)
+		return fault;
+	NEXT(c, i);
 }
 
 int fpu_op_fldenv(struct cpu *c, const struct insn *i)

@@ -98,13 +98,6 @@ static void x87_executed(struct cpu *c, const struct insn *i, const struct nativ
 	}
 }
 
-/* After the commit of a store: leave the block when decoded code was hit. */
-static int native_leave(struct cpu *c, const struct insn *i)
-{
-	c->rip = insn_next_rip(c, i);
-	return STEP_NEXT;
-}
-
 int native_nop(struct cpu *c, const struct insn *i)
 {
 	NEXT(c, i);
@@ -341,7 +334,7 @@ static int memory_slow(struct cpu *c, const struct insn *i, const struct native_
 		return r;
 	if (op->flags & NF_X87)
 		x87_executed(c, i, op, status);
-	return unlikely(c->code_written) ? native_leave(c, i) : GO_ON;
+	return GO_ON;
 }
 
 int native_memory(struct cpu *c, const struct insn *i)
@@ -377,8 +370,6 @@ int native_memory(struct cpu *c, const struct insn *i)
 	}
 	if (op->flags & NF_X87)
 		x87_executed(c, i, op, status);
-	if (unlikely(c->code_written))
-		return native_leave(c, i);
 	NEXT(c, i);
 }
 
@@ -418,7 +409,5 @@ int native_movdir64b(struct cpu *c, const struct insn *i)
 		if (fault)
 			return fault;
 	}
-	if (unlikely(c->code_written))
-		return native_leave(c, i);
 	NEXT(c, i);
 }

@@ -67,9 +67,5 @@ int native_gather(struct cpu *c, const struct insn *i)
 	}
 	if (r)
 		return r;
-	if (unlikely(c->code_written)) {
-		c->rip = insn_next_rip(c, i);
-		return STEP_NEXT;
-	}
 	NEXT(c, i);
 }
