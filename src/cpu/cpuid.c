@@ -16,6 +16,8 @@ const char *const cpuid_policy_names[] = { "host", "on", "off", "dynamic" };
 
 #define USER "user code executes it natively or sees it there"
 #define ARCH "base architecture, emulated"
+#define DECODE "the instruction decoder does not know it"
+#define PHI "Xeon Phi only"
 #define PMU "no performance counters"
 #define THERM "power and temperature belong to the host"
 #define SLEEP "no waiting instructions: HLT is the only idle state"
@@ -116,14 +118,14 @@ const struct cpuid_bit cpuid_bits[] = {
 	B(7, 0, EBX, 23, HOST, ANY, "clflushopt", USER),
 	B(7, 0, EBX, 24, HOST, ANY, "clwb", USER),
 	B(7, 0, EBX, 25, OFF, ANY, "intel_pt", "no processor trace"),
-	B(7, 0, EBX, 26, HOST, ANY, "avx512pf", USER),
-	B(7, 0, EBX, 27, HOST, ANY, "avx512er", USER),
+	B(7, 0, EBX, 26, OFF, ANY, "avx512pf", PHI),
+	B(7, 0, EBX, 27, OFF, ANY, "avx512er", PHI),
 	B(7, 0, EBX, 28, HOST, ANY, "avx512cd", USER),
 	B(7, 0, EBX, 29, HOST, ANY, "sha_ni", USER),
 	B(7, 0, EBX, 30, HOST, ANY, "avx512bw", USER),
 	B(7, 0, EBX, 31, HOST, ANY, "avx512vl", USER),
 	/* leaf 7.0 ECX */
-	B(7, 0, ECX, 0, HOST, ANY, "prefetchwt1", USER),
+	B(7, 0, ECX, 0, OFF, ANY, "prefetchwt1", PHI),
 	B(7, 0, ECX, 1, HOST, ANY, "avx512vbmi", USER),
 	B(7, 0, ECX, 2, ON, ANY, "umip", "emulated"),
 	B(7, 0, ECX, 3, OFF, ANY, "pku", STATE),
@@ -149,8 +151,8 @@ const struct cpuid_bit cpuid_bits[] = {
 	B(7, 0, ECX, 30, OFF, ANY, "sgx_lc", "no enclaves"),
 	B(7, 0, ECX, 31, OFF, ANY, "pks", NOSUP),
 	/* leaf 7.0 EDX */
-	B(7, 0, EDX, 2, HOST, ANY, "avx512_4vnniw", USER),
-	B(7, 0, EDX, 3, HOST, ANY, "avx512_4fmaps", USER),
+	B(7, 0, EDX, 2, OFF, ANY, "avx512_4vnniw", PHI),
+	B(7, 0, EDX, 3, OFF, ANY, "avx512_4fmaps", PHI),
 	B(7, 0, EDX, 4, HOST, ANY, "fsrm", USER),
 	B(7, 0, EDX, 5, OFF, ANY, "uintr", STATE),
 	B(7, 0, EDX, 8, HOST, ANY, "avx512_vp2intersect", USER),
@@ -175,14 +177,14 @@ const struct cpuid_bit cpuid_bits[] = {
 	B(7, 0, EDX, 30, OFF, ANY, "core_capabilities", "no split-lock detection"),
 	B(7, 0, EDX, 31, OFF, ANY, "ssbd", NOBUG),
 	/* leaf 7.1 */
-	B(7, 1, EAX, 0, HOST, ANY, "sha512", USER),
-	B(7, 1, EAX, 1, HOST, ANY, "sm3", USER),
-	B(7, 1, EAX, 2, HOST, ANY, "sm4", USER),
-	B(7, 1, EAX, 3, HOST, ANY, "raoint", USER),
+	B(7, 1, EAX, 0, OFF, ANY, "sha512", DECODE),
+	B(7, 1, EAX, 1, OFF, ANY, "sm3", DECODE),
+	B(7, 1, EAX, 2, OFF, ANY, "sm4", DECODE),
+	B(7, 1, EAX, 3, OFF, ANY, "raoint", DECODE),
 	B(7, 1, EAX, 4, HOST, ANY, "avx_vnni", USER),
 	B(7, 1, EAX, 5, HOST, ANY, "avx512_bf16", USER),
 	B(7, 1, EAX, 6, OFF, ANY, "lass", NOSUP),
-	B(7, 1, EAX, 7, HOST, ANY, "cmpccxadd", USER),
+	B(7, 1, EAX, 7, OFF, ANY, "cmpccxadd", DECODE),
 	B(7, 1, EAX, 8, OFF, ANY, "arch_perfmon_ext", PMU),
 	B(7, 1, EAX, 10, HOST, ANY, "fzrm", USER),
 	B(7, 1, EAX, 11, HOST, ANY, "fsrs", USER),
@@ -193,13 +195,13 @@ const struct cpuid_bit cpuid_bits[] = {
 	B(7, 1, EAX, 20, OFF, ANY, "nmi_src", NOSUP),
 	B(7, 1, EAX, 21, OFF, ANY, "amx_fp16", STATE),
 	B(7, 1, EAX, 22, OFF, ANY, "hreset", NOSUP),
-	B(7, 1, EAX, 23, HOST, ANY, "avx_ifma", USER),
+	B(7, 1, EAX, 23, OFF, ANY, "avx_ifma", DECODE),
 	B(7, 1, EAX, 26, OFF, ANY, "lam", NOSUP),
 	B(7, 1, EAX, 27, OFF, ANY, "msrlist", NOSUP),
-	B(7, 1, EDX, 4, HOST, ANY, "avx_vnni_int8", USER),
-	B(7, 1, EDX, 5, HOST, ANY, "avx_ne_convert", USER),
+	B(7, 1, EDX, 4, OFF, ANY, "avx_vnni_int8", DECODE),
+	B(7, 1, EDX, 5, OFF, ANY, "avx_ne_convert", DECODE),
 	B(7, 1, EDX, 8, OFF, ANY, "amx_complex", STATE),
-	B(7, 1, EDX, 10, HOST, ANY, "avx_vnni_int16", USER),
+	B(7, 1, EDX, 10, OFF, ANY, "avx_vnni_int16", DECODE),
 	B(7, 1, EDX, 14, HOST, ANY, "prefetchi", USER),
 	B(7, 1, EDX, 15, OFF, ANY, "user_msr", NOSUP),
 	B(7, 1, EDX, 17, OFF, ANY, "uiret_uif", STATE),
@@ -278,7 +280,7 @@ const struct cpuid_bit cpuid_bits[] = {
 	/* 0x80000007 EDX */
 	B(0x80000007, 0, EDX, 8, OFF, ANY, "nonstop_tsc", "keeps kvmclock the preferred clock: it can be corrected, the TSC's known frequency cannot"),
 	/* 0x80000008 EBX */
-	B(0x80000008, 0, EBX, 0, HOST, ANY, "clzero", USER),
+	B(0x80000008, 0, EBX, 0, OFF, ANY, "clzero", "not emulated"),
 	B(0x80000008, 0, EBX, 1, OFF, ANY, "irperf", PMU),
 	B(0x80000008, 0, EBX, 2, HOST, AMD, "xsaveerptr", "x87 images are the host's"),
 	B(0x80000008, 0, EBX, 3, OFF, ANY, "invlpgb", NOSUP),

@@ -295,7 +295,7 @@ static void send_ipi(struct cpu *c, u64 icr)
 		return;
 	if (shorthand)
 		icr |= 3ull << 18;
-	c->ipi_icr = icr;
+	c->ipi_icr = icr & ~BIT(15);
 	c->exit = CPU_EXIT_IPI;
 }
 

@@ -207,9 +207,10 @@ static bool write_mtrr_def(struct cpu *c, const struct msr *m, u32 index, u64 va
 	c->mtrr_def = value;
 	return true;
 }
-static bool write_mcg_status(struct cpu *c, const struct msr *m, u32 index, u64 value)
+/* Revision of the microcode, as KVM answers by default; no update can be loaded. */
+static bool read_microcode(struct cpu *c, const struct msr *m, u32 index, u64 *value)
 {
-	c->mcg_status = value;
+	*value = c->vendor_intel ? 1ull << 32 : 0x01000065;
 	return true;
 }
 
@@ -265,7 +266,7 @@ static const struct msr msrs[] = {
 	FN(0x3b, 0x3b, "IA32_TSC_ADJUST", ANY, read_field, write_tsc_adjust, F(tsc_adjust), 0, 0),
 	RW1(0x48, "IA32_SPEC_CTRL", INTEL, spec_ctrl, ~BIT(0), 0), /* IBRS, the only bit offered */
 	FN(0x49, 0x49, "IA32_PRED_CMD", ANY, no_read, write_ignored, NOF, ~BIT(0), 0), /* IBPB */
-	CONST(0x8b, 0x8b, "IA32_BIOS_SIGN_ID/PATCH_LEVEL", ANY, write_ignored, 0x100000000),
+	FN(0x8b, 0x8b, "IA32_BIOS_SIGN_ID/PATCH_LEVEL", ANY, read_microcode, write_ignored, NOF, 0, 0),
 	CONST(0xce, 0xce, "PLATFORM_INFO", INTEL, write_same, 0), /* no CPUID faulting */
 	CONST(0xfe, 0xfe, "IA32_MTRRCAP", ANY, no_write, MTRR_CAP),
 	CONST(0x10a, 0x10a, "IA32_ARCH_CAPABILITIES", INTEL, no_write, ARCH_CAPABILITIES),
@@ -274,7 +275,7 @@ static const struct msr msrs[] = {
 	CANON(0x175, "IA32_SYSENTER_ESP", sysenter_esp),
 	CANON(0x176, "IA32_SYSENTER_EIP", sysenter_eip),
 	CONST(0x179, 0x179, "IA32_MCG_CAP", ANY, no_write, 0), /* no bank, no MCG_CTL */
-	FN(0x17a, 0x17a, "IA32_MCG_STATUS", ANY, read_field, write_mcg_status, F(mcg_status), ~7ull, 0),
+	RW1(0x17a, "IA32_MCG_STATUS", ANY, mcg_status, ~7ull, 0),
 	CONST(0x198, 0x198, "IA32_PERF_STATUS", INTEL, no_write, 0x1000000000 | 4 << 8), /* as KVM: ratio 4, 1 V */
 	RW1(0x1a0, "IA32_MISC_ENABLE", INTEL, misc_enable, ~0x851889ull, MISC_ENABLE_RESET),
 	/* Last-branch records do not exist; BTF is ignored, so block steps are single steps (as under KVM without it). */
@@ -356,6 +357,17 @@ const char *msr_name(u32 index)
 {
 	const struct msr *m = find(index);
 	return m ? m->name : NULL;
+}
+
+bool msr_row(unsigned i, u32 *first, u32 *last, const char **name, unsigned *vendor)
+{
+	if (i >= ARRAY_SIZE(msrs))
+		return false;
+	*first = msrs[i].first;
+	*last = msrs[i].last;
+	*name = msrs[i].name;
+	*vendor = msrs[i].vendor;
+	return true;
 }
 
 void msr_reset(struct cpu *c, bool is_bsp)

@@ -14,6 +14,8 @@ bool msr_write(struct cpu *c, u32 index, u64 value);
 void msr_reset(struct cpu *c, bool is_bsp);
 /* Name from the table ("IA32_EFER"), or NULL. */
 const char *msr_name(u32 index);
+/* The i-th row of the table, for documentation; vendor 0: any, 1: Intel, 2: AMD.  False: no such row. */
+bool msr_row(unsigned i, u32 *first, u32 *last, const char **name, unsigned *vendor);
 
 /* CPUID of this CPU (leaf in eax, subleaf in ecx), dynamic bits (OSXSAVE, APIC id, XSAVE size) included. */
 void cpuid_get(const struct cpu *c, u32 leaf, u32 subleaf, u32 out[4]);
@@ -66,8 +68,8 @@ void lapic_ack(struct cpu *c, u8 vector);
 void lapic_post(struct lapic *l, u8 vector, bool level);
 /* Guest TSC value at which the timer fires next, ~0 when idle.  The interpreter polls it (poll_at). */
 u64 lapic_deadline(const struct cpu *c);
-/* CPU_EXIT_IPI: c->ipi_icr in the x2APIC layout (vector 7:0, delivery mode 10:8, logical 11, level 14, trigger 15,
- * destination 63:32).  The sender itself was already served where it is a destination.  Shorthand bits 19:18 are
+/* CPU_EXIT_IPI: c->ipi_icr in the x2APIC layout (vector 7:0, delivery mode 10:8, logical 11, level 14, trigger 15 always
+ * edge, destination 63:32).  The sender itself was already served where it is a destination.  Shorthand bits 19:18 are
  * 3 (every OTHER vCPU) or 0 (every OTHER vCPU for which lapic_matches says yes; lowest priority: any one of them). */
 /* Does this APIC accept a message with this destination?  Any thread. */
 bool lapic_matches(const struct lapic *l, u32 dest, bool logical);

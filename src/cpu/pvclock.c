@@ -1,6 +1,7 @@
 /* kvmclock pages.  Pure arithmetic on the raw TSC; see pvclock.h. */
 #include "cpu/pvclock.h"
 
+#include "cpu/block.h"
 #include "cpu/msr.h"
 
 /* struct pvclock_vcpu_time_info and pvclock_wall_clock: the guest's ABI, little endian, packed. */
@@ -51,7 +52,8 @@ u64 pvclock_ns(const struct cpu *c)
 	return pvclock_cycles_to_ns(pvclock_scale(c->tsc_khz), cpu_raw_tsc(c) - c->boot_tsc);
 }
 
-/* The structure in guest RAM, or NULL when it is not wholly plain writable RAM. */
+/* The structure in guest RAM, about to be written, or NULL when it is not wholly plain writable RAM.  Decoded code in
+ * the way is forgotten. */
 static void *guest_struct(struct cpu *c, u64 gpa, u64 size)
 {
 	if (gpa & 3) /* unaligned: stores below could not be atomic */
@@ -59,7 +61,10 @@ static void *guest_struct(struct cpu *c, u64 gpa, u64 size)
 	const struct ram_slot *s = ram_find(c->ram, GPA(gpa));
 	if (!s || s->readonly)
 		return NULL;
-	return ram_ptr(c->ram, GPA(gpa), size);
+	void *p = ram_ptr(c->ram, GPA(gpa), size);
+	if (p)
+		block_invalidate(c, GPA(gpa), size);
+	return p;
 }
 
 void pvclock_update(struct cpu *c)
