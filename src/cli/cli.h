@@ -43,6 +43,7 @@ bool cli_parse_u64(const char *s, u64 *out);
 int cli_run_main(const struct cli_verb *self, int argc, char **argv);
 int cli_doctor_main(const struct cli_verb *self, int argc, char **argv);
 int cli_kernel_main(const struct cli_verb *self, int argc, char **argv);
+int cli_trace_main(const struct cli_verb *self, int argc, char **argv);
 int cli_help_main(const struct cli_verb *self, int argc, char **argv);
 
 #endif

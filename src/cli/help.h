@@ -12,10 +12,11 @@ static const char help_run[] =
 	"  --kernel FILE        bzImage, vmlinux (ELF), PVH or multiboot ELF\n"
 	"                       (default: newest of the data directory, then of /boot)\n"
 	"  --modules DIR        also pack this directory of kernel modules as /lib/modules/RELEASE\n"
-	"  --initrd FILE        own initramfs, with its own init; implies --console\n"
+	"  --initrd FILE        own initramfs: without COMMAND its own init runs on the console,\n"
+	"                       with COMMAND umbra's agent is added to it and runs COMMAND\n"
 	"  --append STRING      more kernel parameters; may be repeated\n"
 	"  --cpus N             number of processors (default 1; this version has 1)\n"
-	"  --memory SIZE        memory: bytes, or with K, M, G (default 512M)\n"
+	"  -m, --memory SIZE    memory: bytes, or with K, M, G (default 512M)\n"
 	"  --engine NAME        auto or interpret (default auto)\n"
 	"  --deterministic[=N]  virtual time counts instructions, entropy comes from seed N (default 0):\n"
 	"                       two such boots are identical instruction for instruction\n"
@@ -23,16 +24,17 @@ static const char help_run[] =
 	"Command:\n"
 	"  --root DIR           pack DIR into the initramfs and run the command in it\n"
 	"                       (default: a small built-in busybox system)\n"
-	"  --env NAME[=VALUE]   environment variable; without =VALUE, umbra's own; may be repeated\n"
-	"  --workdir DIR        working directory (default /)\n"
+	"  -e, --env NAME[=VALUE] environment variable; without =VALUE, umbra's own; may be repeated\n"
+	"  -w, --workdir DIR    working directory (default /)\n"
 	"  --hostname NAME      host name (default: --name, else umbra)\n"
 	"  --name NAME          name of the VM\n"
 	"  -t, --tty[=yes|no]   terminal for the command (default: when stdin and stdout are terminals)\n"
 	"  -i, --stdin[=yes|no] pass stdin to the command (default yes)\n"
-	"  --console            the guest's serial console instead of a command\n"
+	"  --console            the guest's serial console instead of a command (Ctrl-] leaves it)\n"
 	"\n"
 	"Observation:\n"
 	"  --trace LIST         record events to a file: comma-separated classes, or all\n"
+	"  --trace-file FILE    where to (default umbra-PID.trace)\n"
 	"  --stats              the engine's counters on stderr at the end\n"
 	"  -v, --verbose        say what umbra does; the guest's console goes to stderr\n"
 	"  --help               this text\n";
@@ -43,6 +45,10 @@ static const char help_kernel[] =
 	"  fetch [NAME…]    get Debian's package without installing it and without root: cloud (default),\n"
 	"                   amd64, or the full name of a linux-image package\n"
 	"  --json           list as JSON\n"
+	"  --help           this text\n";
+
+static const char help_trace[] =
+	"\n"
 	"  --help           this text\n";
 
 static const char help_doctor[] =

@@ -6,8 +6,10 @@
  * inserted or repeated byte is noticed at the next header; there is no
  * resynchronising: any violation ends the VM with a clear message.
  *
- *   agent -> host   HELLO first, once; then STDOUT/STDERR data, CREDIT, EXITED or ERROR, BYE.
- *   host -> agent   RUN once after HELLO; then STDIN data, STDIN end, WINSIZE, SIGNAL, CREDIT.
+ *   agent -> host   HELLO first, once; then DATA of stdout and stderr, CREDIT; EXITED or ERROR last.
+ *   host -> agent   RUN once after HELLO; then DATA of stdin, WINSIZE, SIGNAL, CREDIT.
+ * Empty DATA from the host: of stdin, its end; of stdout or stderr, nobody reads it any more (the agent closes
+ * the pipe, the command gets SIGPIPE as it would on the host).
  *
  * Flow control is by credit, so that nothing is ever dropped by a tty buffer and
  * no stream can starve another or a signal:
@@ -42,9 +44,8 @@ enum agent_type {
 	AGENT_HELLO = 1,   /* struct agent_hello */
 	AGENT_EXITED = 2,  /* struct agent_exited; all output precedes it */
 	AGENT_ERROR = 3,   /* u32 exit status (126, 127 or 125), then text without NUL */
-	AGENT_BYE = 4,     /* nothing: file systems are synced, power goes off next */
 	/* both */
-	AGENT_DATA = 16,   /* stream: bytes; length 0 = end of file (host -> agent only) */
+	AGENT_DATA = 16,   /* stream: bytes */
 	AGENT_CREDIT = 17, /* stream: u32 bytes */
 	/* host -> agent */
 	AGENT_RUN = 32,    /* struct agent_run and strings */
@@ -93,7 +94,6 @@ static inline s64 agent_len_max(bool from_agent, u8 type)
 	case AGENT_HELLO: return from_agent ? (s64)sizeof(struct agent_hello) : -1;
 	case AGENT_EXITED: return from_agent ? (s64)sizeof(struct agent_exited) : -1;
 	case AGENT_ERROR: return from_agent ? (s64)(4 + AGENT_TEXT_MAX) : -1;
-	case AGENT_BYE: return from_agent ? 0 : -1;
 	case AGENT_DATA: return AGENT_DATA_MAX;
 	case AGENT_CREDIT: return 4;
 	case AGENT_RUN: return from_agent ? -1 : (s64)AGENT_RUN_MAX;
