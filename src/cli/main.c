@@ -11,8 +11,11 @@
 
 #include "cli/cli.h"
 #include "cli/help.h"
+#include "roles/roles.h"
 
 const struct cli_verb cli_verbs[] = {
+	{ "run", cli_run_main, "[OPTION…] [--] [COMMAND [ARG…]]", "boot a VM, run COMMAND in it, return its status",
+	  help_run },
 	{ "kernel", cli_kernel_main, "list [--json] | fetch [cloud|amd64|PACKAGE]…", "guest kernels: list, fetch",
 	  help_kernel },
 	{ "trace", cli_trace_main, "FILE", "show the events recorded by run --trace", help_trace },
@@ -136,6 +139,9 @@ static bool std_fds(void)
 
 int main(int argc, char **argv)
 {
+	/* A role has exactly the descriptors it was handed. */
+	if (argc > 1 && !strncmp(argv[1], "--role=", 7))
+		return role_main(argv[1] + 7);
 	/* A process started without stdin, stdout or stderr would hand those numbers to other files. */
 	if (!std_fds())
 		return CLI_FAIL;
