@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "machine/acpi.h"
+#include "machine/platform.h"
 
 #define WORKING_SPACE (24 * MiB) /* what a kernel needs beside its image and initrd to get anywhere */
 
@@ -113,6 +114,20 @@ int boot_write_cmdline(struct boot *b, const char *cmdline)
 		return boot_fail(b, E2BIG, "the kernel command line has %zu bytes: the limit is %u", n, BOOT_CMDLINE_MAX);
 	ASSERT(ram_write(b->ram, GPA(BOOT_CMDLINE), n ? cmdline : "", n + 1));
 	return 0;
+}
+
+void boot_write_reset_vector(struct boot *b)
+{
+	/* Linux on hardware-reduced ACPI without EFI reboots by jumping here in real
+	 * mode before it tries the FADT's reset register. */
+	static const u8 code[] = {
+		0xb0, PLATFORM_RESET_VALUE,                                 /* mov al, 6 */
+		0xba, PLATFORM_RESET_PORT & 0xff, PLATFORM_RESET_PORT >> 8, /* mov dx, 0xcf9 */
+		0xee,                                                       /* out dx, al */
+		0xf4,                                                       /* hlt */
+		0xeb, 0xfd,                                                 /* jmp to the hlt */
+	};
+	ASSERT(ram_write(b->ram, GPA(0xffff0), code, sizeof(code)));
 }
 
 int boot_enter_32(struct boot *b, u32 rip, u32 rax, u32 rbx)

@@ -62,6 +62,9 @@ int boot_enter_32(struct boot *b, u32 rip, u32 rax, u32 rbx);
 int boot_linux(struct boot *b);
 int boot_pvh(struct boot *b);
 
+/* Code at F000:FFF0, where a PC's CPUs begin and where programs jump to for a reboot. */
+void boot_write_reset_vector(struct boot *b);
+
 /* Finds a multiboot 1 header; false: none. */
 struct multiboot_header {
 	u64 offset; /* in the file */

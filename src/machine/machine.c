@@ -489,6 +489,7 @@ int machine_load(struct machine *m, char *err, size_t errlen)
 		return fail(err, errlen, EINVAL, "no kernel was given");
 	u32 n = acpi_build(tables, m->cfg.ncpus);
 	ASSERT(ram_write(&m->ram, GPA(ACPI_TABLES_BASE), tables, n));
+	boot_write_reset_vector(&b);
 	return boot_image(&b);
 }
 
@@ -527,9 +528,13 @@ void machine_destroy(struct machine *m)
 	if (m->hv)
 		m->ops->destroy(m->hv);
 	if (m->loop) {
-		loop_event_destroy(&m->end_event);
-		loop_event_destroy(&m->stop_event);
-		loop_timer_cancel(&m->rtc.timer);
+		/* Creation may have failed half-way: what was not initialised has no loop. */
+		if (m->end_event.loop)
+			loop_event_destroy(&m->end_event);
+		if (m->stop_event.loop)
+			loop_event_destroy(&m->stop_event);
+		if (m->rtc.timer.loop)
+			loop_timer_cancel(&m->rtc.timer);
 		loop_destroy(m->loop);
 	}
 	ram_destroy(&m->ram);

@@ -181,6 +181,8 @@ int serial_init(struct serial *s, struct loop *loop, int in_fd, int out_fd)
 
 void serial_destroy(struct serial *s)
 {
+	if (!s->wake.loop)
+		return; /* serial_init failed before */
 	watch(s, &s->in, 0);
 	if (!s->same)
 		watch(s, &s->out, 0);
