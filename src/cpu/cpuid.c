@@ -349,12 +349,12 @@ const struct cpuid_number cpuid_numbers[] = {
 };
 const unsigned cpuid_numbers_count = ARRAY_SIZE(cpuid_numbers);
 
-static void host_cpuid(u32 leaf, u32 subleaf, u32 r[4])
+static void native_cpuid(u32 leaf, u32 subleaf, u32 r[4])
 {
 	__asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(subleaf));
 }
 
-static u64 host_xcr0(void)
+static u64 native_xcr0(void)
 {
 	u32 lo, hi;
 	__asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
@@ -380,20 +380,20 @@ static struct cpuid_leaf *add(struct cpuid_table *t, u32 leaf, u32 subleaf)
 	return e;
 }
 
-static struct cpuid_leaf *add_host(struct cpuid_table *t, u32 leaf, u32 subleaf)
+static struct cpuid_leaf *add_host(struct cpuid_table *t, const struct cpuid_host *h, u32 leaf, u32 subleaf)
 {
 	struct cpuid_leaf *e = add(t, leaf, subleaf);
-	host_cpuid(leaf, subleaf, e->r);
+	h->cpuid(leaf, subleaf, e->r);
 	return e;
 }
 
 /* A leaf of feature bits: exactly what cpuid_bits says. valid: the host has this leaf. */
-static struct cpuid_leaf *add_features(struct cpuid_table *t, u32 leaf, u32 subleaf, bool valid)
+static struct cpuid_leaf *add_features(struct cpuid_table *t, const struct cpuid_host *h, u32 leaf, u32 subleaf, bool valid)
 {
 	struct cpuid_leaf *e = add(t, leaf, subleaf);
 	u32 host[4] = { 0, 0, 0, 0 };
 	if (valid)
-		host_cpuid(leaf, subleaf, host);
+		h->cpuid(leaf, subleaf, host);
 	for (unsigned i = 0; i < cpuid_bits_count; i++) {
 		const struct cpuid_bit *b = &cpuid_bits[i];
 		if (b->leaf != leaf || b->subleaf != subleaf)
@@ -408,12 +408,12 @@ static struct cpuid_leaf *add_features(struct cpuid_table *t, u32 leaf, u32 subl
 	return e;
 }
 
-static void add_caches(struct cpuid_table *t, u32 leaf)
+static void add_caches(struct cpuid_table *t, const struct cpuid_host *h, u32 leaf)
 {
 	unsigned share = (1u << id_bits(t->ncpus)) - 1;
 	for (u32 sub = 0; sub < 8; sub++) {
 		u32 r[4];
-		host_cpuid(leaf, sub, r);
+		h->cpuid(leaf, sub, r);
 		if (!(r[0] & 0x1f))
 			break;
 		struct cpuid_leaf *e = add(t, leaf, sub);
@@ -428,18 +428,17 @@ static void add_caches(struct cpuid_table *t, u32 leaf)
 	}
 }
 
-static void add_xsave(struct cpuid_table *t)
+static void add_xsave(struct cpuid_table *t, const struct cpuid_host *h)
 {
 	u32 r[4];
-	u64 host = host_xcr0();
-	t->xcr0 = host & CPUID_XCR0_OFFERED;
+	t->xcr0 = h->xcr0 & CPUID_XCR0_OFFERED;
 	t->xsave_size = 576; /* legacy area and header */
 	for (unsigned i = 2; i < ARRAY_SIZE(t->xcomp); i++) {
 		t->xcomp[i].size = t->xcomp[i].offset = 0;
 		t->xcomp[i].align64 = false;
 		if (!(t->xcr0 & BIT(i)))
 			continue;
-		host_cpuid(0xd, i, r);
+		h->cpuid(0xd, i, r);
 		t->xcomp[i].size = r[0];
 		t->xcomp[i].offset = r[1];
 		t->xcomp[i].align64 = r[2] & 2;
@@ -450,7 +449,7 @@ static void add_xsave(struct cpuid_table *t)
 	e->r[CPUID_EAX] = (u32)t->xcr0;
 	e->r[CPUID_EDX] = (u32)(t->xcr0 >> 32);
 	e->r[CPUID_ECX] = t->xsave_size;
-	add_features(t, 0xd, 1, true);
+	add_features(t, h, 0xd, 1, true);
 	for (unsigned i = 2; i < ARRAY_SIZE(t->xcomp); i++) {
 		if (!(t->xcr0 & BIT(i)))
 			continue;
@@ -461,7 +460,7 @@ static void add_xsave(struct cpuid_table *t)
 	}
 }
 
-static void add_basic(struct cpuid_table *t, u32 host_max, const u32 id[4])
+static void add_basic(struct cpuid_table *t, const struct cpuid_host *h, u32 host_max, const u32 id[4])
 {
 	struct cpuid_leaf *e = add(t, 0, 0);
 	e->r[CPUID_EAX] = t->max_basic;
@@ -470,8 +469,8 @@ static void add_basic(struct cpuid_table *t, u32 host_max, const u32 id[4])
 	e->r[CPUID_EDX] = id[CPUID_EDX];
 
 	u32 r[4];
-	host_cpuid(1, 0, r);
-	e = add_features(t, 1, 0, true);
+	h->cpuid(1, 0, r);
+	e = add_features(t, h, 1, 0, true);
 	e->r[CPUID_EAX] = r[CPUID_EAX];
 	unsigned logical = 1u << id_bits(t->ncpus);
 	e->r[CPUID_EBX] = (r[CPUID_EBX] & 0xffff) | (logical > 255 ? 255 : logical) << 16;
@@ -479,20 +478,20 @@ static void add_basic(struct cpuid_table *t, u32 host_max, const u32 id[4])
 		e->r[CPUID_EDX] |= 1u << 28;
 
 	if (t->intel) {
-		add_host(t, 2, 0);
-		add_caches(t, 4);
+		add_host(t, h, 2, 0);
+		add_caches(t, h, 4);
 	}
-	add_features(t, 6, 0, host_max >= 6);
+	add_features(t, h, 6, 0, host_max >= 6);
 	u32 sub7 = 0;
 	if (host_max >= 7) {
-		host_cpuid(7, 0, r);
+		h->cpuid(7, 0, r);
 		sub7 = r[CPUID_EAX] < 2 ? r[CPUID_EAX] : 2;
 	}
-	e = add_features(t, 7, 0, host_max >= 7);
+	e = add_features(t, h, 7, 0, host_max >= 7);
 	e->r[CPUID_EAX] = sub7;
 	for (u32 s = 1; s <= sub7; s++)
-		add_features(t, 7, s, true);
-	add_xsave(t);
+		add_features(t, h, 7, s, true);
+	add_xsave(t, h);
 	if (t->intel) {
 		/* TSC = crystal * EBX / EAX.  Linux multiplies kHz in 32 bits, so an arbitrary TSC frequency is exact
 		 * only with a ratio near 1; and it takes the crystal as the APIC timer's frequency, so it is that. */
@@ -506,7 +505,7 @@ static void add_basic(struct cpuid_table *t, u32 host_max, const u32 id[4])
 	}
 }
 
-static void add_extended(struct cpuid_table *t, u32 host_max, const u32 id[4])
+static void add_extended(struct cpuid_table *t, const struct cpuid_host *h, u32 host_max, const u32 id[4])
 {
 	struct cpuid_leaf *e = add(t, 0x80000000, 0);
 	e->r[CPUID_EAX] = t->max_ext;
@@ -516,9 +515,9 @@ static void add_extended(struct cpuid_table *t, u32 host_max, const u32 id[4])
 		e->r[CPUID_EDX] = id[CPUID_EDX];
 	}
 	u32 r[4];
-	e = add_features(t, 0x80000001, 0, true);
+	e = add_features(t, h, 0x80000001, 0, true);
 	if (!t->intel) {
-		host_cpuid(0x80000001, 0, r);
+		h->cpuid(0x80000001, 0, r);
 		e->r[CPUID_EAX] = r[CPUID_EAX];
 		e->r[CPUID_EBX] = r[CPUID_EBX];
 		if (t->ncpus > 1)
@@ -526,26 +525,32 @@ static void add_extended(struct cpuid_table *t, u32 host_max, const u32 id[4])
 	}
 	for (u32 leaf = 0x80000002; leaf <= 0x80000006; leaf++)
 		if (leaf <= host_max)
-			add_host(t, leaf, 0);
-	add_features(t, 0x80000007, 0, host_max >= 0x80000007);
-	e = add_features(t, 0x80000008, 0, host_max >= 0x80000008);
+			add_host(t, h, leaf, 0);
+	add_features(t, h, 0x80000007, 0, host_max >= 0x80000007);
+	e = add_features(t, h, 0x80000008, 0, host_max >= 0x80000008);
 	e->r[CPUID_EAX] = 48u << 8 | t->maxphyaddr;
 	if (t->intel)
 		return;
 	e->r[CPUID_ECX] = (t->ncpus - 1) | id_bits(t->ncpus) << 12;
 	if (host_max >= 0x80000019)
-		add_host(t, 0x80000019, 0);
+		add_host(t, h, 0x80000019, 0);
 	if (host_max >= 0x8000001a)
-		add_host(t, 0x8000001a, 0);
+		add_host(t, h, 0x8000001a, 0);
 	if (host_max >= 0x8000001d) {
-		host_cpuid(0x80000001, 0, r);
+		h->cpuid(0x80000001, 0, r);
 		if (r[CPUID_ECX] & 1u << 22)
-			add_caches(t, 0x8000001d);
+			add_caches(t, h, 0x8000001d);
 	}
-	add_features(t, 0x80000021, 0, host_max >= 0x80000021);
+	add_features(t, h, 0x80000021, 0, host_max >= 0x80000021);
 }
 
 void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz)
+{
+	const struct cpuid_host h = { native_cpuid, native_xcr0() };
+	cpuid_table_init_from(t, &h, ncpus, tsc_khz);
+}
+
+void cpuid_table_init_from(struct cpuid_table *t, const struct cpuid_host *h, unsigned ncpus, u64 tsc_khz)
 {
 	u32 id[4], r[4];
 	t->n = 0;
@@ -554,10 +559,10 @@ void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz)
 	t->apic_div = 1;
 	while (tsc_khz / t->apic_div > UINT32_MAX / 1000)
 		t->apic_div++;
-	host_cpuid(0, 0, id);
+	h->cpuid(0, 0, id);
 	t->intel = id[CPUID_EBX] == 0x756e6547; /* "Genu" */
 	u32 max_basic = id[CPUID_EAX];
-	host_cpuid(0x80000000, 0, r);
+	h->cpuid(0x80000000, 0, r);
 	u32 max_ext = r[CPUID_EAX];
 
 	u32 least = t->intel ? 0x16 : 0xd;
@@ -565,21 +570,21 @@ void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz)
 	t->max_ext = t->intel ? 0x80000008 : 0x80000021;
 	t->maxphyaddr = 36;
 	if (max_ext >= 0x80000008) {
-		host_cpuid(0x80000008, 0, r);
+		h->cpuid(0x80000008, 0, r);
 		t->maxphyaddr = (u8)((r[CPUID_EAX] & 0xff) > 46 ? 46 : r[CPUID_EAX] & 0xff);
 	}
 
-	add_basic(t, max_basic, id);
+	add_basic(t, h, max_basic, id);
 	struct cpuid_leaf *e = add(t, 0x40000000, 0);
 	e->r[CPUID_EAX] = 0x40000010;
 	e->r[CPUID_EBX] = 0x4b4d564b; /* "KVMKVMKVM\0\0\0" */
 	e->r[CPUID_ECX] = 0x564b4d56;
 	e->r[CPUID_EDX] = 0x4d;
-	add_features(t, 0x40000001, 0, false);
+	add_features(t, h, 0x40000001, 0, false);
 	e = add(t, 0x40000010, 0);
 	e->r[CPUID_EAX] = (u32)tsc_khz;
 	e->r[CPUID_EBX] = (u32)(tsc_khz / t->apic_div);
-	add_extended(t, max_ext, id);
+	add_extended(t, h, max_ext, id);
 }
 
 const struct cpuid_leaf *cpuid_find(const struct cpuid_table *t, u32 leaf, u32 subleaf)

@@ -65,6 +65,13 @@ struct cpuid_table {
 /* Fills t by executing CPUID here.  Also sets t->intel and t->maxphyaddr, which the back end copies into each cpu. */
 void cpuid_table_init(struct cpuid_table *t, unsigned ncpus, u64 tsc_khz);
 
+/* The same for another host than this one (tests). */
+struct cpuid_host {
+	void (*cpuid)(u32 leaf, u32 subleaf, u32 r[4]);
+	u64 xcr0;
+};
+void cpuid_table_init_from(struct cpuid_table *t, const struct cpuid_host *h, unsigned ncpus, u64 tsc_khz);
+
 /* The static entry, or NULL (tests, doctor). */
 const struct cpuid_leaf *cpuid_find(const struct cpuid_table *t, u32 leaf, u32 subleaf);
 

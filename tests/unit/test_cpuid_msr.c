@@ -299,7 +299,14 @@ static void test_msr_rules(void)
 	}
 	CHECK(msr_name(MSR_EFER) && !strcmp(msr_name(MSR_EFER), "IA32_EFER"));
 	CHECK(!msr_name(0x12345678));
-	/* every name is found by both ends of its range: the table is sorted */
+	/* every row is found by both ends of its range: the table is sorted and free of overlaps */
+	u32 first, last;
+	const char *name;
+	unsigned vendor;
+	for (unsigned i = 0; msr_row(i, &first, &last, &name, &vendor); i++) {
+		CHECK(first <= last && name);
+		CHECK(msr_name(first) == name && msr_name(last) == name);
+	}
 	CHECK(!strcmp(msr_name(0), msr_name(1)));
 	CHECK(!strcmp(msr_name(0x20f), msr_name(0x200)));
 	CHECK(msr_name(0xc001102a) && msr_name(0x4b564d01) && msr_name(0x8ff) && msr_name(0x10));
@@ -321,6 +328,102 @@ static void test_tsc(void)
 	c->deterministic = false;
 	u64 a = cpu_tsc(c), b = cpu_tsc(c);
 	CHECK(b >= a);
+}
+
+/* A Zen host (values shortened to what matters; 2 threads per core there), AMX and PKRU in XCR0 for good measure. */
+static void zen_cpuid(u32 leaf, u32 sub, u32 r[4])
+{
+	static const struct cpuid_leaf zen[] = {
+		{ 0, 0, { 0x10, 0x68747541, 0x444d4163, 0x69746e65 } },
+		{ 1, 0, { 0x00b40f40, 0x05100800, 0xfef83203, 0x178bfbff } },
+		{ 5, 0, { 0x40, 0x40, 3, 0x11 } },
+		{ 6, 0, { 4, 0, 0, 0 } },
+		{ 7, 0, { 1, 0xf1bf97a9, 0x18405fde, 0x00000110 } },
+		{ 7, 1, { 0x30, 0, 0, 0 } },
+		{ 0xd, 0, { 0x2e7, 0x988, 0x988, 0 } },
+		{ 0xd, 1, { 0xf, 0x988, 0x1800, 0 } },
+		{ 0xd, 2, { 0x100, 0x240, 0, 0 } },
+		{ 0xd, 5, { 0x40, 0x340, 0, 0 } },
+		{ 0xd, 6, { 0x200, 0x380, 0, 0 } },
+		{ 0xd, 7, { 0x400, 0x580, 0, 0 } },
+		{ 0xd, 9, { 8, 0x980, 0, 0 } },
+		{ 0x80000000, 0, { 0x80000028, 0x68747541, 0x444d4163, 0x69746e65 } },
+		{ 0x80000001, 0, { 0x00b40f40, 0x40000000, 0x75c237ff, 0x2fd3fbff } },
+		{ 0x80000002, 0, { 0x20444d41, 0x43595045, 0x33352039, 0x43203536 } },
+		{ 0x80000007, 0, { 0, 0x3b, 0, 0x6799 } },
+		{ 0x80000008, 0, { 0x3934, 0x791ef257, 0xd05f, 0x10007 } },
+		{ 0x8000001d, 0, { 0x4121, 0x2c0003f, 0x3f, 0 } },
+		{ 0x8000001d, 1, { 0x4122, 0x1c0003f, 0x3f, 0 } },
+		{ 0x8000001d, 2, { 0x4143, 0x3c0003f, 0x3ff, 2 } },
+		{ 0x8000001d, 3, { 0x3c163, 0x3c0003f, 0x7fff, 1 } },
+		{ 0x80000021, 0, { 0x3a001c5f, 0, 0, 0 } },
+	};
+	r[0] = r[1] = r[2] = r[3] = 0;
+	for (unsigned i = 0; i < ARRAY_SIZE(zen); i++)
+		if (zen[i].leaf == leaf && zen[i].subleaf == sub)
+			memcpy(r, zen[i].r, sizeof(zen[i].r));
+}
+
+static void test_amd(void)
+{
+	const struct cpuid_host h = { zen_cpuid, 0x602e7 };
+	struct cpu *c = fresh(1);
+	u32 r[4];
+	u64 v;
+	cpuid_table_init_from(&table, &h, 3, 2600000);
+	c->vendor_intel = table.intel;
+	c->maxphyaddr = table.maxphyaddr;
+	c->id = 2;
+	CHECK(!table.intel);
+	CHECK_EQ(table.maxphyaddr, 46);
+	CHECK_EQ(table.xcr0, 0xe7);
+	CHECK_EQ(table.xsave_size, 0x980); /* without PKRU */
+	for (unsigned i = 0; i < cpuid_bits_count; i++) {
+		const struct cpuid_bit *b = &cpuid_bits[i];
+		if (b->policy == CPUID_OFF || b->vendor == CPUID_INTEL)
+			CHECK(!guest_bit(c, b));
+		else if (b->policy == CPUID_ON)
+			CHECK(guest_bit(c, b));
+	}
+	cpuid_get(c, 0, 0, r);
+	CHECK(r[0] == 0x10 && r[1] == 0x68747541);
+	cpuid_get(c, 1, 0, r);
+	CHECK(r[0] == 0x00b40f40 && r[1] == 0x02040800);
+	u32 leaf1_edx = r[3];
+	cpuid_get(c, 0x80000001, 0, r);
+	CHECK_EQ(r[0], 0x00b40f40);
+	CHECK_EQ((r[3] ^ leaf1_edx) & 0x0183f3ff, 0); /* the mirror */
+	CHECK(r[2] & 2); /* CmpLegacy */
+	cpuid_get(c, 4, 0, r);
+	CHECK(!(r[0] | r[1] | r[2] | r[3]));
+	cpuid_get(c, 0x15, 0, r);
+	CHECK(!(r[0] | r[1] | r[2] | r[3]));
+	cpuid_get(c, 0x80000022, 0, r); /* beyond the last: zeros */
+	CHECK(!(r[0] | r[1] | r[2] | r[3]));
+	cpuid_get(c, 0x8000001d, 0, r);
+	CHECK_EQ(r[0], 0x121);
+	cpuid_get(c, 0x8000001d, 2, r);
+	CHECK_EQ(r[0], 0x143);
+	cpuid_get(c, 0x8000001d, 3, r);
+	CHECK_EQ(r[0], 0x163 | 3 << 14);
+	cpuid_get(c, 0x8000001e, 0, r);
+	CHECK(r[0] == 2 && r[1] == 2 && r[2] == 0);
+	cpuid_get(c, 0x80000008, 0, r);
+	CHECK(r[0] == 0x302e && r[2] == (2 | 2 << 12));
+	c->xcr0 = 0xe7;
+	cpuid_get(c, 0xd, 0, r);
+	CHECK(r[0] == 0xe7 && r[1] == 0x980 && r[2] == 0x980);
+	cpuid_get(c, 0xd, 1, r);
+	CHECK(r[0] == 7 && r[1] == 0x980);
+	/* its MSRs */
+	CHECK(msr_write(c, MSR_EFER, BIT(21)));
+	CHECK(!msr_read(c, 0x48, &v) && !msr_read(c, 0x10a, &v) && !msr_read(c, 0xce, &v) && !msr_read(c, 0x3a, &v));
+	CHECK(msr_read(c, 0xc0010015, &v) && v == BIT(24));
+	CHECK(msr_write(c, 0xc0010015, BIT(24) | BIT(6)));
+	CHECK(msr_read(c, 0xc0011029, &v) && v == 2);
+	CHECK(msr_read(c, 0xc0010000, &v) && v == 0);
+	CHECK(msr_write(c, 0xc0010114, BIT(4)) && !msr_write(c, 0xc0010114, 0));
+	CHECK(msr_read(c, 0x8b, &v) && v == 0x01000065);
 }
 
 struct time_info { u32 version, pad; u64 tsc, ns; u32 mul; s8 shift; u8 flags, pad2[2]; };
@@ -384,6 +487,7 @@ int main(void)
 	test_tsc_frequency();
 	test_msr_rules();
 	test_tsc();
+	test_amd();
 	test_kvmclock();
 	return check_result();
 }

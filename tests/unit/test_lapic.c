@@ -1,6 +1,8 @@
 /* Local APIC: priorities, EOI, register access in both modes, mode transitions, timer, IPIs. */
 #include "check.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
 #include "cpu/cpuid.h"
@@ -439,6 +441,47 @@ static void test_destinations(void)
 	CHECK(!lapic_matches(c->lapic, 0xffffffff, false));
 }
 
+/* Other threads post while the CPU takes and ends interrupts: none is lost, none appears twice. */
+enum { POSTERS = 2, ROUNDS = 20000 };
+static volatile bool taken[POSTERS];
+
+static void *poster(void *arg)
+{
+	unsigned n = (unsigned)(uintptr_t)arg;
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		lapic_deliver(&cpus[0], 0, (u8)(0x42 + n), false);
+		while (!__atomic_exchange_n(&taken[n], false, __ATOMIC_ACQ_REL))
+			sched_yield();
+	}
+	return NULL;
+}
+
+static void test_threads(void)
+{
+	struct cpu *c = fresh(0, true);
+	pthread_t t[POSTERS];
+	unsigned count[POSTERS] = { 0 };
+	for (unsigned n = 0; n < POSTERS; n++)
+		CHECK(!pthread_create(&t[n], NULL, poster, (void *)(uintptr_t)n));
+	for (unsigned i = 0; i < POSTERS * ROUNDS;) {
+		int v = lapic_pending(c);
+		if (v < 0) {
+			sched_yield();
+			continue;
+		}
+		lapic_ack(c, (u8)v);
+		msr_write(c, X2(EOI), 0);
+		count[v - 0x42]++;
+		i++;
+		__atomic_store_n(&taken[v - 0x42], true, __ATOMIC_RELEASE);
+	}
+	for (unsigned n = 0; n < POSTERS; n++) {
+		pthread_join(t[n], NULL);
+		CHECK_EQ(count[n], ROUNDS);
+	}
+	CHECK_EQ(lapic_pending(c), -1);
+}
+
 int main(void)
 {
 	table.ncpus = 1;
@@ -452,5 +495,6 @@ int main(void)
 	test_deadline();
 	test_ipi();
 	test_destinations();
+	test_threads();
 	return check_result();
 }
