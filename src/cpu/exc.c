@@ -402,6 +402,7 @@ static void commit_syndrome(struct cpu *c, const struct exception *e)
 	} else if (e->vector == VEC_DB && !e->soft && !e->icebp) {
 		c->dr6 |= e->dr6;
 		c->dr7 &= ~DR7_GD;
+		c->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF); /* SDM 17.4.1, 17.4.4 */
 	}
 }
 

@@ -103,7 +103,9 @@ static int step_one(struct cpu *c)
 	u64 db = c->db_pending | held;
 	c->db_pending = 0;
 	const bool is_int = fn == op_int || fn == op_int3 || fn == op_int1 || fn == op_into;
-	if ((flags_before & FL_TF) && !is_int && (fn != op_syscall || (c->sflags & FL_TF)))
+	const bool sequential = again || (c->rip == insn_next_rip(c, &pair[0]) && step != STEP_TAKEN);
+	if ((flags_before & FL_TF) && !is_int && (fn != op_syscall || (c->sflags & FL_TF)) &&
+	    !((c->debugctl & DEBUGCTL_BTF) && sequential))
 		db |= DR6_BS;
 	const bool ss_load = c->irq_shadow && (fn == op_mov_to_sreg || fn == op_pop_sreg || fn == op_lfs);
 	if (db) {

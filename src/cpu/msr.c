@@ -236,8 +236,6 @@ static bool read_microcode(struct cpu *c, const struct msr *m, u32 index, u64 *v
 
 #define HWCR_TSC_FREQ_SEL BIT(24) /* TSC counts at the P0 frequency; Linux complains without it */
 #define MISC_ENABLE_RESET (BIT(0) /* fast strings */ | BIT(11) | BIT(12) /* no BTS, no PEBS */)
-#define DEBUGCTL_LBR BIT(0)
-#define DEBUGCTL_BTF BIT(1)
 
 /* MTRRs: 8 variable ranges, fixed ranges, write combining. */
 #define MTRR_CAP (8 | BIT(8) | BIT(10))

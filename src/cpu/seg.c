@@ -97,7 +97,9 @@ void seg_set_vm86(struct cpu *c, enum sreg r, u16 sel)
 	};
 }
 
-static struct seg null_segment(const struct cpu *c, enum sreg r, u16 sel)
+/* The base becomes 0 for both vendors: AMD processors that kept it in FS and GS are those without CPUID
+ * Fn8000_0021_EAX[6], which we set. */
+static struct seg null_segment(enum sreg r, u16 sel)
 {
 	struct seg s = { .sel = sel, .unusable = true };
 	if (r == SS) {
@@ -105,16 +107,13 @@ static struct seg null_segment(const struct cpu *c, enum sreg r, u16 sel)
 		s.db = true;
 		s.type = 3;
 		s.s = true;
-	} else if ((r == FS || r == GS) && !c->vendor_intel) {
-		s.base = c->seg[r].base; /* AMD leaves base and limit (APM vol. 2, 4.5.3); Intel clears the base */
-		s.limit = c->seg[r].limit;
 	}
 	return s;
 }
 
 void seg_set_null(struct cpu *c, enum sreg r, u16 sel)
 {
-	c->seg[r] = null_segment(c, r, sel);
+	c->seg[r] = null_segment(r, sel);
 }
 
 void seg_set_flat_code(struct cpu *c, u16 sel, u8 dpl, bool l)
@@ -151,7 +150,7 @@ int seg_check(struct cpu *c, const struct insn *i, enum sreg r, u16 sel, struct 
 	if (SEL_NULL(sel)) {
 		if (r == SS && (!cpu_code64(c) || c->cpl == 3 || SEL_RPL(sel) != c->cpl))
 			return exc_gp(c, i, 0);
-		*out = null_segment(c, r, sel);
+		*out = null_segment(r, sel);
 		return 0;
 	}
 	int st = desc_read(c, sel, &d, &gva);

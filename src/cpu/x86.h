@@ -111,6 +111,10 @@ enum vector {
 #define MSR_KERNEL_GS_BASE 0xc0000102
 #define MSR_TSC_AUX 0xc0000103
 
+/* IA32_DEBUGCTL */
+#define DEBUGCTL_LBR BIT(0)
+#define DEBUGCTL_BTF BIT(1) /* TF traps behind taken branches only */
+
 /* DR6/DR7 */
 #define DR6_FIXED 0xffff0ff0ull
 #define DR6_BS BIT(14)

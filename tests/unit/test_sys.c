@@ -512,10 +512,8 @@ static void test_segments(void)
 	c->seg[FS].base = 0x1234;
 	EQ(seg_load(c, NULL, FS, 0), 0);
 	EQ(c->seg[FS].base, 0);
-	c->vendor_intel = false;
-	c->seg[FS].base = 0x1234;
-	EQ(seg_load(c, NULL, FS, 3), 0);
-	EQ(c->seg[FS].base, 0x1234);
+	EQ(seg_load(c, NULL, GS, 3), 0);
+	EQ(c->seg[GS].sel, 3);
 	CHECK(faulted(seg_load(c, NULL, SS, 3), VEC_GP, 0));
 	CHECK(faulted(seg_load(c, NULL, DS, K_DATA), VEC_GP, K_DATA));
 	CHECK(faulted(seg_load(c, NULL, DS, GDT_END | 3), VEC_GP, GDT_END));
