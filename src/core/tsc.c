@@ -76,7 +76,7 @@ int tsc_calibrate(const struct tsc_moment *since, struct tsc_info *out, struct e
 	}
 	tsc_moment(&last);
 	u64 ns = last.raw_ns - first.raw_ns, ticks = last.tsc - first.tsc;
-	u64 khz = (u64)((u128)ticks * 1000000u / ns);
+	u64 khz = (u64)(((u128)ticks * 1000000u + ns / 2) / ns);
 	if (last.tsc <= first.tsc || khz < 100000 || khz > 20000000)
 		return err_set(e, EOPNOTSUPP, "cannot measure the time-stamp counter: %llu ticks in %llu ns",
 			       (unsigned long long)ticks, (unsigned long long)ns);

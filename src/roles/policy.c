@@ -63,6 +63,7 @@ static const struct seccomp_rule policy_session_rules[] = {
 	SC_ALLOW(timerfd_settime),
 	/* Towards the guest without waiting; no address, so to nobody else. */
 	SC_IF2(sendto, SC_CHECK(0, SC_U32, SESSION_FD_CONSOLE, SESSION_FD_AGENT), SC_CHECK(4, SC_U64, 0)),
+	SC_IF2(recvfrom, SC_CHECK(0, SC_U32, SESSION_FD_CONSOLE, SESSION_FD_AGENT), SC_CHECK(4, SC_U64, 0)),
 	SC_IF1(shutdown, SC_CHECK(0, SC_U32, SESSION_FD_CONSOLE, SESSION_FD_AGENT)),
 };
 
