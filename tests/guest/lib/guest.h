@@ -121,7 +121,7 @@ unsigned run(const struct frame *f);
 
 /* Assembly text as a symbol; name##_end is behind it. */
 #define SNIPPET_AS(name, mode, back, text)                                                                             \
-	extern const char name[];                                                                                      \
+	extern const char name[], name##_end[] __attribute__((unused));                                                                                  \
 	asm(".pushsection .snippets,\"ax\"\n\t.balign 16\n\t.globl " #name ", " #name "_end\n" #name ":\n\t" mode      \
 	    "\n\t" text "\n\t" back "\n" #name "_end:\n\tnop\n\t.popsection")
 #ifdef __x86_64__
