@@ -140,7 +140,6 @@ int sandbox_prepare(const struct sandbox_policy *p, struct sandbox_layers *got, 
 	} limits[] = {
 		{ RLIMIT_CORE, 0, "core" },
 		{ RLIMIT_NOFILE, p->max_fds, "descriptors" },
-		{ RLIMIT_FSIZE, p->max_file_size, "file size" },
 		{ RLIMIT_MSGQUEUE, 0, "message queues" },
 		{ RLIMIT_CPU, p->max_cpu_s ? p->max_cpu_s : (u64)RLIM_INFINITY, "processor time" },
 		{ RLIMIT_DATA, p->max_data ? p->max_data : (u64)RLIM_INFINITY, "data" },
@@ -163,10 +162,13 @@ int sandbox_enter(const struct sandbox_policy *p, struct sandbox_layers *got, st
 	int n = seccomp_compile(p->rules, p->n_rules, (u32)getpid(), prog, SANDBOX_MAX_BPF);
 	if (n < 0)
 		return err_sys(e, -n, "cannot make the system-call filter of the %s process", p->role);
-	/* No new process even if the filter let one pass.  Existing threads stay. */
+	/* No new process even if the filter let one pass; existing threads stay.  Files last: what set-up makes
+	 * (memory files of the engine) counts as well. */
 	int r = sandbox_limit(RLIMIT_NPROC, 0);
+	if (!r)
+		r = sandbox_limit(RLIMIT_FSIZE, p->max_file_size);
 	if (r)
-		return err_sys(e, -r, "cannot confine the %s process: limit of processes", p->role);
+		return err_sys(e, -r, "cannot confine the %s process: limits", p->role);
 	struct sock_fprog fprog = { .len = (unsigned short)n, .filter = prog };
 	long t = syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &fprog);
 	if (t > 0)
