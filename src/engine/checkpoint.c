@@ -1,8 +1,5 @@
 /* Checkpoints of deterministic runs: the architectural state after a counted
  * number of instructions, for comparing two runs or two engines. */
-#include <errno.h>
-#include <unistd.h>
-
 #include "cpu/fpu.h"
 #include "cpu/msr.h"
 #include "engine/soft.h"
@@ -68,12 +65,12 @@ u64 soft_next_stop(const struct vcpu *v)
 	return stop;
 }
 
-int soft_checkpoint(struct vcpu *v, bool last)
+void soft_checkpoint(struct vcpu *v, bool last)
 {
 	const struct hv_config *cfg = &v->hv->cfg;
 	struct cpu *c = v->cpu;
-	if (!cfg->checkpoint_every || (!last && c->insns % cfg->checkpoint_every))
-		return 0;
+	if (!cfg->checkpoint_every || !cfg->checkpoints || (!last && c->insns % cfg->checkpoint_every))
+		return;
 	struct hv_checkpoint cp = { .insns = c->insns, .rip = c->rip, .rflags = cpu_rflags(c), .cr0 = c->cr0, .cr2 = c->cr2,
 		.cr3 = c->cr3, .cr4 = c->cr4, .efer = c->efer, .fs_base = c->seg[FS].base, .gs_base = c->seg[GS].base,
 		.kernel_gs_base = c->kernel_gs_base };
@@ -88,12 +85,10 @@ int soft_checkpoint(struct vcpu *v, bool last)
 	cp.apic_hash = mix_bytes(HASH_SEED, c->lapic, lapic_size());
 	if (last)
 		cp.ram_hash = ram_hash(c->ram);
-	const char *p = (const char *)&cp;
-	for (size_t done = 0; done < sizeof cp;) {
-		ssize_t n = write(cfg->checkpoint_fd, p + done, sizeof cp - done);
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		done += n > 0 ? (size_t)n : 0;
+	struct hv_checkpoints *list = cfg->checkpoints;
+	u64 n = __atomic_load_n(&list->n, __ATOMIC_RELAXED);
+	if (n < list->cap) {
+		list->rec[n] = cp;
+		__atomic_store_n(&list->n, n + 1, __ATOMIC_RELEASE);
 	}
-	return 0;
 }

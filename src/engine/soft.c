@@ -300,9 +300,7 @@ static int run_once(struct vcpu *v)
 	case CPU_EXIT_BUDGET:
 		if (c->insns >= c->stop_at) {
 			bool last = v->hv->cfg.stop_at_insns && c->insns >= v->hv->cfg.stop_at_insns;
-			int r = soft_checkpoint(v, last);
-			if (r)
-				return r;
+			soft_checkpoint(v, last);
 			c->stop_at = soft_next_stop(v);
 			if (last)
 				return finish(v, KVM_EXIT_DEBUG);

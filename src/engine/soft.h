@@ -50,8 +50,8 @@ int soft_faults_thread(struct vcpu *v);
 
 /* checkpoint.c: the next count at which cpu_run must return (deterministic mode). */
 u64 soft_next_stop(const struct vcpu *v);
-/* Writes a struct hv_checkpoint when one is due or the run ends.  0 or -errno. */
-int soft_checkpoint(struct vcpu *v, bool last);
+/* Records a struct hv_checkpoint when one is due or the run ends. */
+void soft_checkpoint(struct vcpu *v, bool last);
 
 /* regs.c */
 int soft_get_regs(struct vcpu *v, struct kvm_regs *r);

@@ -22,17 +22,21 @@ struct vcpu; /* one virtual CPU, owned by its back end */
 
 /* Deterministic mode: guest time is the count of retired instructions, timer
  * interrupts come at counted points, RDRAND/RDSEED are a fixed sequence. */
+struct hv_checkpoints;
+
 struct hv_config {
 	unsigned max_vcpus;
 	u64 tsc_khz;          /* measured frequency of the host's TSC; 0: measure */
 	bool deterministic;
 	u64 det_seed;         /* seed of entropy in deterministic mode */
 	u64 stop_at_insns;    /* deterministic mode: leave with KVM_EXIT_DEBUG after so many; 0: never */
-	u64 checkpoint_every; /* deterministic mode: write a struct hv_checkpoint each time so many more have retired; 0: never */
-	int checkpoint_fd;    /* where to */
+	u64 checkpoint_every; /* deterministic mode: record a checkpoint each time so many more have retired; 0: never */
+	struct hv_checkpoints *checkpoints; /* where to, shared memory */
 	unsigned block_limit; /* most instructions in a decoded block, 0: the engine's own choice (lockstep tests vary it) */
 	struct trace *trace;  /* may be NULL */
 };
+
+#define HV_CHECKPOINTS_MAGIC 0x31544e494f504b43ull /* "CKPOINT1" */
 
 /* The state after `insns` retired instructions.  Two deterministic runs of the same VM, on whatever engine and with
  * whatever block sizes, write identical files; `umbra compare` finds the first difference, and a run with a smaller
@@ -44,7 +48,15 @@ struct hv_checkpoint {
 	u64 seg_hash;  /* selectors and hidden parts, descriptor tables, TR, LDTR */
 	u64 fpu_hash;  /* x87, MXCSR, vector and mask registers */
 	u64 apic_hash; /* interrupt state */
-	u64 ram_hash;  /* of pages written since the last checkpoint is not tracked: 0 but in the last record, all of RAM */
+	u64 ram_hash;  /* all of RAM, in the last record only; else 0 */
+};
+
+/* A file of checkpoints. */
+struct hv_checkpoints {
+	u64 magic, record_size;
+	u64 cap; /* records there is room for */
+	u64 n;   /* records; recording stops silently when full: the last one tells how far it went */
+	struct hv_checkpoint rec[];
 };
 
 /* Counters of the engine; the names in hv_stat_names[] are the product's. */
