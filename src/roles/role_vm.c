@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/log.h"
@@ -206,6 +206,7 @@ int role_vm(const struct role *role)
 	log_set_level((enum log_level)(LOG_WARN + (vm->cfg.verbose > 2 ? 2 : vm->cfg.verbose)));
 	role_vm_prepare(vm);
 	role_vm_start_control(vm);
+	tzset(); /* glibc's gmtime_r() (the RTC's calendar) opens /etc/localtime at its first use */
 	if (sandbox_enter(role->policy, &layers, &e))
 		role_fail(EPERM, e.text);
 	log_debug("confined: seccomp on all threads, landlock %d, namespaces %s", layers.landlock_abi,
