@@ -213,7 +213,7 @@ const struct cpuid_bit cpuid_bits[] = {
 	B(7, 2, EDX, 1, OFF, ANY, "ipred_ctrl", NOBUG),
 	B(7, 2, EDX, 2, OFF, ANY, "rrsba_ctrl", NOBUG),
 	B(7, 2, EDX, 3, OFF, ANY, "ddpd_u", NOBUG),
-	B(7, 2, EDX, 4, OFF, ANY, "bhi_ctrl", NOBUG),
+	B(7, 2, EDX, 4, ON, INTEL, "bhi_ctrl", "newer Linux ignores BHI_NO: without SPEC_CTRL.BHI_DIS_S every system call runs a clearing loop"),
 	B(7, 2, EDX, 5, HOST, ANY, "mcdt_no", USER),
 	/* leaf 0xd.1 */
 	B(0xd, 1, EAX, 0, HOST, ANY, "xsaveopt", USER),
@@ -485,12 +485,12 @@ static void add_basic(struct cpuid_table *t, const struct cpuid_host *h, u32 hos
 	u32 sub7 = 0;
 	if (host_max >= 7) {
 		h->cpuid(7, 0, r);
-		sub7 = r[CPUID_EAX] < 2 ? r[CPUID_EAX] : 2;
+		sub7 = r[CPUID_EAX];
 	}
 	e = add_features(t, h, 7, 0, host_max >= 7);
-	e->r[CPUID_EAX] = sub7;
-	for (u32 s = 1; s <= sub7; s++)
-		add_features(t, h, 7, s, true);
+	e->r[CPUID_EAX] = t->intel || sub7 > 2 ? 2 : sub7;
+	for (u32 s = 1; s <= 2; s++)
+		add_features(t, h, 7, s, s <= sub7);
 	add_xsave(t, h);
 	if (t->intel) {
 		/* TSC = crystal * EBX / EAX.  Linux multiplies kHz in 32 bits, so an arbitrary TSC frequency is exact

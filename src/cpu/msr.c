@@ -262,7 +262,7 @@ static const struct msr msrs[] = {
 	CONST(0x34, 0x34, "SMI_COUNT", INTEL, no_write, 0),
 	CONST(0x3a, 0x3a, "IA32_FEATURE_CONTROL", INTEL, write_same, 1), /* locked: no VMX, no SGX */
 	FN(0x3b, 0x3b, "IA32_TSC_ADJUST", ANY, read_field, write_tsc_adjust, F(tsc_adjust), 0, 0),
-	RW1(0x48, "IA32_SPEC_CTRL", INTEL, spec_ctrl, ~BIT(0), 0), /* IBRS, the only bit offered */
+	RW1(0x48, "IA32_SPEC_CTRL", INTEL, spec_ctrl, ~(BIT(0) | BIT(10)), 0), /* IBRS, BHI_DIS_S: all that is offered */
 	FN(0x49, 0x49, "IA32_PRED_CMD", ANY, no_read, write_ignored, NOF, ~BIT(0), 0), /* IBPB */
 	FN(0x8b, 0x8b, "IA32_BIOS_SIGN_ID/PATCH_LEVEL", ANY, read_microcode, write_ignored, NOF, 0, 0),
 	CONST(0xce, 0xce, "PLATFORM_INFO", INTEL, write_same, 0), /* no CPUID faulting */
