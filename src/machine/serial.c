@@ -10,7 +10,17 @@
 #define OUT_PIECE_BLOCKING 4096u /* PIPE_BUF: fits whenever epoll reports a pipe writable */
 #define IN_PIECE 16384u
 
+#define FLUSH_NS 100000u
+
 static void on_ready(void *arg, int fd, u32 events);
+
+bool serial_drained(struct serial *s)
+{
+	pthread_mutex_lock(&s->uart.lock);
+	bool empty = byteq_used(&s->uart.tx) == 0;
+	pthread_mutex_unlock(&s->uart.lock);
+	return empty;
+}
 
 static void watch(struct serial *s, struct serial_end *e, u32 events)
 {
@@ -119,16 +129,33 @@ static void on_ready(void *arg, int fd, u32 events)
 	struct serial *s = arg;
 	if (fd == s->in.fd && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && (s->in.watched & EPOLLIN))
 		pump_in(s);
-	if (fd == s->out.fd && (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && s->want_out)
+	if (fd == s->out.fd && (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && s->want_out) {
 		pump_out(s, true);
+		if (!s->want_out)
+			loop_timer_set(&s->flush, loop_now_ns() + FLUSH_NS);
+	}
 	rewatch(s);
 }
 
+/* A guest writes byte by byte.  The first is sent at once; while more keeps
+ * coming the loop looks every FLUSH_NS by itself, and nobody has to wake it. */
 static void on_wake(void *arg)
 {
 	struct serial *s = arg;
-	atomic_store(&s->woken, false);
-	pump_out(s, false);
+	bool output = !serial_drained(s);
+	if (!output) {
+		atomic_store(&s->woken, false);
+		output = !serial_drained(s); /* what came before the flag was down woke nobody */
+	}
+	if (output) {
+		atomic_store(&s->woken, true);
+		if (!s->want_out)
+			pump_out(s, false);
+		if (!s->want_out) /* else the descriptor's readiness goes on with it */
+			loop_timer_set(&s->flush, loop_now_ns() + FLUSH_NS);
+	} else if (s->idle) {
+		s->idle(s->idle_ctx);
+	}
 	if (s->in.regular)
 		pump_in(s);
 	rewatch(s);
@@ -141,12 +168,16 @@ void serial_wake(void *arg)
 		loop_event_signal(&s->wake);
 }
 
-bool serial_drained(struct serial *s)
+static void on_pause_over(void *arg)
 {
-	pthread_mutex_lock(&s->uart.lock);
-	bool empty = byteq_used(&s->uart.tx) == 0;
-	pthread_mutex_unlock(&s->uart.lock);
-	return empty;
+	struct serial *s = arg;
+	uart_rx_grant(&s->uart);
+}
+
+static void start_pause(void *arg, u64 delay_ns)
+{
+	struct serial *s = arg;
+	loop_timer_set(&s->pause, loop_now_ns() + delay_ns);
 }
 
 static int open_end(struct serial_end *e, int fd)
@@ -166,6 +197,9 @@ static int open_end(struct serial_end *e, int fd)
 int serial_init(struct serial *s, struct loop *loop, int in_fd, int out_fd)
 {
 	s->loop = loop;
+	loop_timer_init(&s->pause, loop, on_pause_over, s);
+	loop_timer_init(&s->flush, loop, on_wake, s);
+	s->uart.pace = start_pause;
 	int r = open_end(&s->in, in_fd);
 	if (!r)
 		r = open_end(&s->out, out_fd);
@@ -183,6 +217,8 @@ void serial_destroy(struct serial *s)
 {
 	if (!s->wake.loop)
 		return; /* serial_init failed before */
+	loop_timer_cancel(&s->pause);
+	loop_timer_cancel(&s->flush);
 	watch(s, &s->in, 0);
 	if (!s->same)
 		watch(s, &s->out, 0);

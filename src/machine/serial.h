@@ -22,7 +22,9 @@ struct serial {
 	bool same;      /* in.fd == out.fd: one registration, kept in `in` */
 	bool want_out;  /* output waits for the descriptor */
 	struct loop_event wake;
-	atomic_bool woken;
+	struct loop_timer pause; /* between bursts of input */
+	struct loop_timer flush; /* between writes of output that keeps coming */
+	atomic_bool woken;       /* the loop will look by itself: wake or flush is under way */
 	void (*idle)(void *ctx); /* all output has left; may be NULL */
 	void *idle_ctx;
 };

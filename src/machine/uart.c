@@ -6,7 +6,11 @@
  * driver writes after having seen THRE once.
  *
  * Receive: bytes wait in the rx ring and enter the FIFO while it has room and
- * RTS is on; a guest that drops RTS (hardware flow control) is not fed.
+ * RTS is on; a guest that drops RTS (hardware flow control) is not fed.  They
+ * come in bursts with pauses at least as long as the guest took for the burst:
+ * a driver stays in its interrupt handler while there is input (Linux gives up
+ * after 512 rounds, and then waits for an edge that never comes), and moves
+ * the bytes on, and drops RTS when it is full, only outside of it.
  *
  * The interrupt line of a PC's port is gated by OUT2. */
 #include "machine/uart.h"
@@ -26,6 +30,9 @@ enum { LSR_DR = 1, LSR_OE = 2, LSR_THRE = 0x20, LSR_TEMT = 0x40 };
 enum { MSR_DCTS = 1, MSR_DDSR = 2, MSR_TERI = 4, MSR_DDCD = 8, MSR_CTS = 0x10, MSR_DSR = 0x20, MSR_RI = 0x40, MSR_DCD = 0x80 };
 
 #define TX_RESERVE 256u       /* room kept when THRE goes off */
+#define RX_BURST 512u
+#define RX_PAUSE_MIN_NS 200000u
+#define RX_PAUSE_MAX_NS 1000000u
 #define TX_WAIT_NS 100000000L /* how long a byte written against THRE waits for room before it is lost */
 
 static unsigned trigger(const struct uart *u)
@@ -70,13 +77,41 @@ static u8 modem_lines(const struct uart *u)
 		    (u->mcr & MCR_OUT1 ? MSR_RI : 0) | (u->mcr & MCR_OUT2 ? MSR_DCD : 0));
 }
 
+static u64 now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (u64)t.tv_sec * 1000000000u + (u64)t.tv_nsec;
+}
+
+static void begin_burst(struct uart *u)
+{
+	u->credit = RX_BURST;
+	u->burst_ns = now_ns();
+}
+
+/* The burst is used up: the next one comes after a pause. */
+static void end_burst(struct uart *u)
+{
+	if (u->granting)
+		return;
+	u64 took = now_ns() - u->burst_ns;
+	u->granting = true;
+	u->pace(u->ctx, took < RX_PAUSE_MIN_NS ? RX_PAUSE_MIN_NS : took > RX_PAUSE_MAX_NS ? RX_PAUSE_MAX_NS : took);
+}
+
 /* Moves input into the FIFO; tells the host side when the ring has drained. */
 static void feed(struct uart *u)
 {
 	u32 before = byteq_used(&u->rx);
 	while (u->fifo_n < fifo_size(u) && byteq_used(&u->rx) && (u->mcr & MCR_RTS) && !(u->mcr & MCR_LOOP)) {
+		if (u->pace && !u->credit) {
+			end_burst(u);
+			break;
+		}
 		u->fifo[u->fifo_n++] = byteq_get(&u->rx);
 		u->rx_bytes++;
+		u->credit -= u->credit != 0;
 	}
 	if (before >= BYTEQ_SIZE / 2 && byteq_used(&u->rx) < BYTEQ_SIZE / 2)
 		u->wake(u->ctx);
@@ -288,6 +323,18 @@ void uart_rx_put(struct uart *u, const u8 *buf, u32 n)
 	pthread_mutex_lock(&u->lock);
 	for (u32 i = 0; i < n; i++)
 		byteq_put(&u->rx, buf[i]);
+	if (!u->granting && now_ns() - u->burst_ns > RX_PAUSE_MAX_NS)
+		begin_burst(u); /* it was quiet for a while */
+	feed(u);
+	update_irq(u);
+	pthread_mutex_unlock(&u->lock);
+}
+
+void uart_rx_grant(struct uart *u)
+{
+	pthread_mutex_lock(&u->lock);
+	u->granting = false;
+	begin_burst(u);
 	feed(u);
 	update_irq(u);
 	pthread_mutex_unlock(&u->lock);

@@ -1,5 +1,5 @@
-/* 16550A.  The line is infinitely fast: bytes go to and come from a ring the
- * host side (serial.c) empties and fills. */
+/* 16550A.  Bytes go to and come from a ring the host side (serial.c) empties
+ * and fills.  Output is infinitely fast, input comes in paced bursts (uart.c). */
 #ifndef MACHINE_UART_H
 #define MACHINE_UART_H
 
@@ -16,6 +16,7 @@ struct uart {
 	pthread_cond_t room;  /* tx gained room */
 	void (*set_irq)(void *ctx, unsigned gsi, bool asserted);
 	void (*wake)(void *ctx); /* the host side has something to do */
+	void (*pace)(void *ctx, u64 delay_ns); /* call uart_rx_grant after so long; NULL: input is not paced */
 	void *ctx;
 	unsigned gsi;
 	bool connected; /* a host descriptor takes the output; else it is thrown away */
@@ -32,6 +33,9 @@ struct uart {
 
 	u8 fifo[UART_FIFO]; /* receive FIFO; one entry in 8250 mode */
 	unsigned fifo_n;
+	u32 credit;           /* bytes that may still enter the FIFO in this burst */
+	u64 burst_ns;         /* when the burst began, CLOCK_MONOTONIC */
+	bool granting;        /* a pause runs: uart_rx_grant will come */
 	struct byteq rx, tx;
 	u64 tx_bytes, rx_bytes, tx_stalls, tx_lost;
 };
@@ -47,6 +51,8 @@ void uart_tx_consume(struct uart *u, u32 n);
 /* Input: how many bytes fit now, and giving them. */
 u32 uart_rx_room(struct uart *u);
 void uart_rx_put(struct uart *u, const u8 *buf, u32 n);
+/* The pause asked for by pace() is over. */
+void uart_rx_grant(struct uart *u);
 /* Output that did not come through the registers (debug console); waits for room. */
 void uart_put(struct uart *u, u8 b);
 /* Lets every vCPU that waits for room go on. */
