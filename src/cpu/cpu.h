@@ -74,6 +74,7 @@ struct exception {
 	bool has_error;
 	bool soft;      /* INT n / INT3 / INTO: privilege check against the gate's DPL, return RIP behind the instruction */
 	bool icebp;     /* INT1 */
+	bool mid_rep;   /* a trap between two iterations of a repeated string instruction: pushes RF */
 	u32 error;
 	u64 cr2;        /* for #PF: committed to CR2 at delivery */
 	u64 dr6;        /* for #DB: bits to set in DR6 at delivery */

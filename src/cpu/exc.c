@@ -360,7 +360,7 @@ static u64 pushed_rf(const struct exception *e)
 	if (e->soft || e->icebp)
 		return 0;
 	if (e->vector == VEC_DB)
-		return e->dr6 & DR6_BD ? FL_RF : 0;
+		return e->mid_rep || (e->dr6 & DR6_BD) ? FL_RF : 0;
 	return e->vector < 32 && ((faults >> e->vector) & 1) ? FL_RF : 0;
 }
 

@@ -55,9 +55,9 @@ static u64 code_breakpoints(const struct cpu *c)
 	return hit;
 }
 
-static int raise_db(struct cpu *c, u64 dr6)
+static int raise_db(struct cpu *c, u64 dr6, bool mid_rep)
 {
-	c->exc = (struct exception){ .vector = VEC_DB, .dr6 = dr6 };
+	c->exc = (struct exception){ .vector = VEC_DB, .dr6 = dr6, .mid_rep = mid_rep };
 	return exc_deliver(c);
 }
 
@@ -68,7 +68,7 @@ static int step_one(struct cpu *c)
 		u64 hit = code_breakpoints(c);
 		if (hit) {
 			/* A fault before the instruction, but RF is pushed as it is: the handler sets it (SDM 17.3.1.1). */
-			return raise_db(c, hit);
+			return raise_db(c, hit, false);
 		}
 	}
 	int step = STEP_NEXT;
@@ -114,7 +114,7 @@ static int step_one(struct cpu *c)
 		else if (step == STEP_EXIT)
 			c->db_pending = db; /* an OUT: the trap comes when the caller has done it */
 		else
-			return raise_db(c, db);
+			return raise_db(c, db, again);
 	}
 	return step == STEP_EXIT ? step : STEP_MODE;
 }
@@ -143,7 +143,7 @@ static int events(struct cpu *c)
 	if (c->db_pending) {
 		u64 db = c->db_pending;
 		c->db_pending = 0;
-		return raise_db(c, db);
+		return raise_db(c, db, false);
 	}
 	if (c->nmi_pending && !c->nmi_blocked) {
 		c->nmi_pending = false;

@@ -487,7 +487,7 @@ int op_lar(struct cpu *c, const struct insn *i)
 	if (ok && !s.s)
 		ok = ((cpu_long_mode(c) ? TYPES_LAR_LONG : TYPES_LAR_LEGACY) >> s.type) & 1;
 	if (ok)
-		reg_write(c, i->ra, i->opsize, (d >> 32) & (i->opsize == 2 ? 0xff00u : 0xf0ff00u));
+		reg_write(c, i->ra, i->opsize, (d >> 32) & 0xffff00u); /* bits 19:16: limit, as processors give it */
 	set_zf(c, ok);
 	NEXT(c, i);
 }

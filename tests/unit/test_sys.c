@@ -526,7 +526,7 @@ static void test_segments(void)
 	c->r[RCX] = U_CODE | 3;
 	EQ(RUN(op_lar, .opsize = 4, .ra = RAX * 8, .rb = RCX * 8), DONE);
 	CHECK(c->aflags & FL_ZF);
-	EQ(c->r[RAX], 0xa0fb00);
+	EQ(c->r[RAX], 0xaffb00);
 	EQ(RUN(op_lsl, .opsize = 4, .ra = RAX * 8, .rb = RCX * 8), DONE);
 	EQ(c->r[RAX], 0xffffffff);
 	EQ(RUN(op_verw, .ra = RCX * 8), DONE);
