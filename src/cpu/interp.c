@@ -24,7 +24,9 @@ void cpu_update_mode(struct cpu *c)
 	const bool watch = c->dr7 & 0xff;
 	const bool smap_off = !(c->cr4 & CR4_SMAP) || (c->sflags & FL_AC);
 	c->tlb = c->tlbs[align_check || watch ? TLB_EMPTY : c->cpl == 3 ? TLB_USER : smap_off ? TLB_KERNEL_AC : TLB_KERNEL];
-	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch;
+	/* A code segment that ends somewhere: step_one() compares every instruction with the limit. */
+	const bool limited = !cpu_code64(c) && c->seg[CS].limit != 0xffffffff;
+	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch || limited;
 }
 
 /* How many instructions of b retired when it was left at c->rip from within. */
@@ -75,6 +77,10 @@ static int step_one(struct cpu *c)
 	struct block *b = block_find(c, &step);
 	if (!b)
 		return step == STEP_FAULT ? exc_deliver(c) : step;
+	if (unlikely(!cpu_code64(c) && c->rip + b->insn[0].len - 1 > c->seg[CS].limit)) {
+		c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+		return exc_deliver(c);
+	}
 	struct insn pair[2];
 	pair[0] = b->insn[0];
 	pair[1] = (struct insn){ .fn = op_end, .off = b->insn[0].len, .idx = 1, .base = R_ZERO, .index = R_ZERO };
