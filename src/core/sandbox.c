@@ -86,7 +86,7 @@ static bool sandbox_namespaces(void)
 	/* From here on there is no way back, and each further wall stands for itself. */
 	bool all = unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNS) == 0;
 	all = all && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
-	all = all && mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, "size=4k,mode=0") == 0;
+	all = all && mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, "size=4k,mode=0555") == 0;
 	all = all && chdir("/tmp") == 0 && chroot(".") == 0;
 	/* The rights of the namespace's owner are not needed any more. */
 	for (int cap = 0; cap < 64; cap++)
