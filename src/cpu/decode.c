@@ -84,6 +84,9 @@ static void set_memory(struct insn *out, const ZydisDecodedInstruction *zi, cons
 {
 	out->flags |= IF_MEM;
 	out->base = address_reg(o->mem.base);
+	/* ModRM.mod = 0 with SIB.base = 5 has no base, REX.B or not; Zydis 4.0 says R13D under an address-size prefix. */
+	if ((zi->attributes & ZYDIS_ATTRIB_HAS_SIB) && zi->raw.modrm.mod == 0 && zi->raw.sib.base == 5)
+		out->base = R_ZERO;
 	out->index = address_reg(o->mem.index);
 	out->scale = (u8)log2_size(o->mem.scale ? o->mem.scale : 1);
 	out->disp = o->mem.disp.has_displacement || o->mem.disp.value ? o->mem.disp.value : 0;
@@ -248,6 +251,10 @@ static const struct sys_entry { ZydisMnemonic m; insn_fn fn; u8 flags; } sys_tab
 	{ ZYDIS_MNEMONIC_TESTUI, op_ud, ENDS },
 	{ ZYDIS_MNEMONIC_CLZERO, op_ud, ENDS },
 	{ ZYDIS_MNEMONIC_RDPRU, op_ud, ENDS },
+	{ ZYDIS_MNEMONIC_PSMASH, op_ud, ENDS },
+	{ ZYDIS_MNEMONIC_PVALIDATE, op_ud, ENDS },
+	{ ZYDIS_MNEMONIC_RMPADJUST, op_ud, ENDS },
+	{ ZYDIS_MNEMONIC_RMPUPDATE, op_ud, ENDS },
 };
 
 /* One byte's worth of direct indexing would be larger than the whole table; a binary search needs the enum's order. */

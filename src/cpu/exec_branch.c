@@ -100,6 +100,18 @@ static int stack_load(struct cpu *c, const struct insn *i, u64 sp, u64 *v, unsig
 	return size == 8 ? mem_read64(c, i, lin, v) : size == 4 ? mem_read32(c, i, lin, (u32 *)v) : mem_read16(c, i, lin, (u16 *)v);
 }
 
+/* Would stack_store succeed? */
+static int stack_probe(struct cpu *c, const struct insn *i, u64 sp, unsigned size)
+{
+	u64 lin;
+	int r = seg_linear(c, i, SS, sp, size, ACC_W, &lin);
+	if (r)
+		return r;
+	if (cpu_long_mode(c) && (!gva_canonical(lin) || !gva_canonical(lin + size - 1)))
+		return exc_raise_error(c, i, VEC_SS, 0);
+	return mem_probe(c, i, lin, size, ACC_W);
+}
+
 static int push_general(struct cpu *c, const struct insn *i, u64 v, unsigned size)
 {
 	u64 mask = stack_mask(c), sp = (c->r[RSP] - size) & mask;
@@ -274,8 +286,7 @@ H(op_enter) /* imm: bytes of locals | level << 16 */
 	}
 	sp = (sp - locals) & mask;
 	/* The new top must be writable: ENTER faults otherwise (SDM "ENTER"). */
-	u64 lin;
-	if ((r = seg_linear(c, i, SS, sp, size, ACC_W, &lin)) || (r = mem_probe(c, i, lin, size, ACC_W)))
+	if ((r = stack_probe(c, i, sp, size)))
 		return r;
 	set_sp(c, mask, sp);
 	reg_write(c, 8 * RBP, size, size == 2 ? frame & 0xffff : mask == 0xffff ? (c->r[RBP] & ~mask & 0xffffffff) | frame : frame);
@@ -287,8 +298,14 @@ H(op_enter) /* imm: bytes of locals | level << 16 */
 static inline int call_to(struct cpu *c, const struct insn *i, u64 t, int step)
 {
 	int r = branch_target(c, i, &t);
-	if (unlikely(r))
-		return r;
+	if (unlikely(r)) {
+		/* A stack that cannot be written is reported before a target that cannot be reached. */
+		const struct exception e = c->exc;
+		int s = stack_probe(c, i, (c->r[RSP] - i->opsize) & stack_mask(c), i->opsize);
+		if (!s)
+			c->exc = e;
+		return s ? s : r;
+	}
 	r = push(c, i, insn_next_rip(c, i), i->opsize);
 	if (unlikely(r))
 		return r;

@@ -11,11 +11,12 @@ struct str {
 	bool rep;
 	s64 step; /* +-size */
 	unsigned size;
+	u64 aflags; /* as the instruction found them */
 };
 
 static struct str str_begin(const struct cpu *c, const struct insn *i)
 {
-	struct str s = { .size = i->opsize, .rep = i->flags & (IF_REP | IF_REPNE) };
+	struct str s = { .size = i->opsize, .aflags = c->aflags, .rep = i->flags & (IF_REP | IF_REPNE) };
 	s.count = s.rep ? reg_read(c, 8 * RCX, i->addrsize) : 1;
 	s.step = c->sflags & FL_DF ? -(s64)s.size : (s64)s.size;
 	return s;
@@ -33,6 +34,20 @@ static void consumed(struct cpu *c, const struct insn *i, struct str *s, u64 n)
 	s->count -= n;
 	if (s->rep)
 		reg_write(c, 8 * RCX, i->addrsize, s->count);
+}
+
+/* A fault within REP: the flags are those from before the instruction (SDM vol. 2, REP), and a 32-bit pointer has lost
+ * its upper half even when nothing was done yet, as on hardware. */
+static int rep_fault(struct cpu *c, const struct insn *i, const struct str *s, int step, unsigned regs)
+{
+	if (!s->rep || step != STEP_FAULT)
+		return step;
+	c->aflags = s->aflags;
+	if (i->addrsize == 4 && cpu_code64(c))
+		for (unsigned r = 0; r < 16; r++)
+			if (regs & BIT(r))
+				c->r[r] = (u32)c->r[r];
+	return step;
 }
 
 /* Between elements: must the rest wait? */
@@ -85,7 +100,7 @@ H(op_movs)
 		u64 src, dst;
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst)))
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
 		u64 n = 1;
 		const void *p = tlb_read_ptr(c, src, s.size);
 		void *q = tlb_write_ptr(c, dst, s.size);
@@ -108,7 +123,7 @@ H(op_movs)
 		} else {
 			u64 v;
 			if ((r = load_elem(c, i, src, s.size, &v)) || (r = store_elem(c, i, dst, s.size, v)))
-				return r;
+				return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
 		}
 		advance(c, i, RSI, s.step * (s64)n);
 		advance(c, i, RDI, s.step * (s64)n);
@@ -129,7 +144,7 @@ H(op_stos)
 		u64 dst, n = 1;
 		int r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst);
 		if (r)
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RDI));
 		void *q = tlb_write_ptr(c, dst, s.size);
 		if (q && runs_allowed(c, i, &s)) {
 			n = s.count < room(dst, s.size) ? s.count : room(dst, s.size);
@@ -143,7 +158,7 @@ H(op_stos)
 			else
 				__asm__ volatile("rep stosq" : "+D"(q), "+c"(k) : "a"(v) : "memory");
 		} else if ((r = store_elem(c, i, dst, s.size, c->r[RAX]))) {
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RDI));
 		}
 		advance(c, i, RDI, s.step * (s64)n);
 		consumed(c, i, &s, n);
@@ -163,7 +178,7 @@ H(op_lods)
 		u64 src, v;
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = load_elem(c, i, src, s.size, &v)))
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RSI));
 		reg_write(c, 8 * RAX, s.size, v);
 		advance(c, i, RSI, s.step);
 		consumed(c, i, &s, 1);
@@ -201,7 +216,7 @@ H(op_scas)
 		u64 dst, v;
 		int r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_R, &dst);
 		if (r || (r = load_elem(c, i, dst, s.size, &v)))
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RDI));
 		compare(c, c->r[RAX], v, s.size);
 		advance(c, i, RDI, s.step);
 		consumed(c, i, &s, 1);
@@ -224,7 +239,7 @@ H(op_cmps)
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_R, &dst)) ||
 		    (r = load_elem(c, i, src, s.size, &a)) || (r = load_elem(c, i, dst, s.size, &b)))
-			return r;
+			return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
 		compare(c, a, b, s.size);
 		advance(c, i, RSI, s.step);
 		advance(c, i, RDI, s.step);

@@ -103,7 +103,12 @@ static void x87_out(struct cpu *c, u8 *img, bool form64)
 static void x87_in(struct cpu *c, const u8 *img, bool form64)
 {
 	u8 *x = fpu_component(c, XC_X87);
-	*(u32 *)(x + FX_FCW) = *(const u32 *)(img + FX_FCW);
+	/* As the registers would have it: reserved bits of FCW, and ES and B from the unmasked exceptions (SDM 8.1.3). */
+	u16 fcw = (u16)((*(const u16 *)(img + FX_FCW) & 0x1f3f) | 0x40), fsw = *(const u16 *)(img + FX_FSW) & 0x7f7f;
+	if (fsw & ~fcw & 0x3f)
+		fsw |= 0x8080;
+	*(u16 *)(x + FX_FCW) = fcw;
+	*(u16 *)(x + FX_FSW) = fsw;
 	x[FX_FTW] = img[FX_FTW];
 	get_pointers(c, img, form64);
 	native_copy(x + FX_ST, img + FX_ST, FX_XMM - FX_ST);
@@ -279,7 +284,8 @@ int fpu_op_xsave(struct cpu *c, const struct insn *i)
 		if (r)
 			return r;
 	}
-	r = copy_area(c, i, ea + XS_BV, header, compact ? 64 : 8, ACC_W);
+	/* XSAVEC leaves bytes 63:16 of the header alone, XSAVES clears them. */
+	r = copy_area(c, i, ea + XS_BV, header, i->aux & FORM_SUPERVISOR ? 64 : compact ? 16 : 8, ACC_W);
 	if (r)
 		return r;
 	NEXT(c, i);

@@ -200,7 +200,7 @@ static void scan_operands(struct scan *s, const zinsn_t *z, const zop_t *ops)
 		case ZYDIS_REGCLASS_FLAGS: break;
 		case ZYDIS_REGCLASS_INVALID: /* MXCSR, x87 control, status and tag words; others are refused */
 			switch (o->reg.value) {
-			case ZYDIS_REGISTER_MXCSR:
+			case ZYDIS_REGISTER_MXCSR: s->xmm = true; break; /* CVTSD2SI r, m names no vector register */
 			case ZYDIS_REGISTER_X87CONTROL:
 			case ZYDIS_REGISTER_X87STATUS:
 			case ZYDIS_REGISTER_X87TAG: break;
@@ -263,6 +263,9 @@ static bool is_x87_control(u16 mnemonic)
 	case ZYDIS_MNEMONIC_FLDENV:
 	case ZYDIS_MNEMONIC_FNSAVE:
 	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FENI8087_NOP:
+	case ZYDIS_MNEMONIC_FDISI8087_NOP:
+	case ZYDIS_MNEMONIC_FSETPM287_NOP:
 		return true;
 	default:
 		return false;
@@ -295,7 +298,9 @@ static u8 gpr_index(unsigned reg)
 /* An operand address the caller's decoder did not see: implicit or with a vector index. */
 static void set_address(struct cpu *c, struct insn *i, const zinsn_t *z, const zop_t *m)
 {
-	i->base = gpr_index(m->mem.base);
+	/* SIB.base = 5 without displacement size: no base (Zydis 4.0 says R13D under an address-size prefix). */
+	bool none = (z->attributes & ZYDIS_ATTRIB_HAS_SIB) && z->raw.modrm.mod == 0 && z->raw.sib.base == 5;
+	i->base = none ? R_ZERO : gpr_index(m->mem.base);
 	i->index = R_ZERO;
 	i->scale = 0;
 	i->disp = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
@@ -378,15 +383,15 @@ bool native_prepare(struct cpu *c, struct insn *i, const u8 *bytes, const void *
 	c->stats.native_stubs++;
 	if (prepare_special(c, i, z, &ok))
 		return ok;
+	if (is_absent_ext(z)) { /* before the hints: Xeon Phi has prefetches of its own */
+		i->fn = native_ud;
+		return true;
+	}
 	if (z->meta.category == ZYDIS_CATEGORY_PREFETCH || z->meta.category == ZYDIS_CATEGORY_WIDENOP ||
 	    z->meta.category == ZYDIS_CATEGORY_NOP || z->meta.category == ZYDIS_CATEGORY_PREFETCHWT1 ||
 	    z->meta.isa_ext == ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH || z->meta.isa_ext == ZYDIS_ISA_EXT_PREFETCHWT1 ||
 	    z->meta.isa_ext == ZYDIS_ISA_EXT_MPX) {
 		i->fn = native_nop; /* MPX is not enabled in XCR0: its opcodes are NOPs */
-		return true;
-	}
-	if (is_absent_ext(z)) {
-		i->fn = native_ud;
 		return true;
 	}
 	if (!is_safe(z))

@@ -173,13 +173,16 @@ static void gpr_restore(struct cpu *c, const struct gpr_copy *s)
 	c->aflags = s->aflags;
 }
 
-/* A page fault is due at ea.  A misaligned operand of an instruction that checks alignment is #GP first: ask the host. */
-static int fault_or_alignment(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault)
+/* The operand at ea cannot be accessed.  What comes before that on hardware: the instruction does not exist (#UD), an
+ * x87 exception is pending (#MF), a misaligned operand of an instruction that checks alignment (#GP).  The host is asked,
+ * on scratch memory and with everything put back. */
+static int fault_order(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault)
 {
 	unsigned align = op->size & -(unsigned)op->size; /* 16, 32, 64 */
 	struct gpr_copy gpr;
-	if (fault != STEP_FAULT || c->exc.vector != VEC_PF || op->size < 16 || !(ea & (align - 1)))
+	if (fault != STEP_FAULT || op->size > 64)
 		return fault;
+	const struct exception e = c->exc;
 	bool fpu = op->check > NCHK_VEX;
 	gpr_save(c, &gpr);
 	if (fpu)
@@ -188,8 +191,13 @@ static int fault_or_alignment(struct cpu *c, const struct insn *i, const struct 
 	gpr_restore(c, &gpr);
 	if (fpu)
 		fpu_rollback(c);
-	if (status == STUB_FAULT && c->native->fault.trapno == VEC_GP)
-		return exc_gp(c, i, 0);
+	if (status == STUB_FAULT) {
+		u64 trapno = c->native->fault.trapno;
+		if (trapno == VEC_UD || trapno == VEC_MF ||
+		    (trapno == VEC_GP && e.vector != VEC_AC && op->size >= 16 && (ea & (align - 1))))
+			return native_raise(c, i);
+	}
+	c->exc = e;
 	return fault;
 }
 
@@ -202,12 +210,12 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	if (op->access & NACC_W) {
 		r = mem_probe(c, i, ea, op->size, ACC_W);
 		if (r)
-			return fault_or_alignment(c, i, op, ea, r);
+			return fault_order(c, i, op, ea, r);
 	}
 	if (op->access & NACC_R) {
 		r = mem_read_slow(c, i, ea, buf, op->size);
 		if (r)
-			return fault_or_alignment(c, i, op, ea, r);
+			return fault_order(c, i, op, ea, r);
 	}
 	bool x87 = op->flags & NF_X87;
 	if (op->access & NACC_W) {
@@ -278,7 +286,11 @@ static int masked(struct cpu *c, const struct insn *i, const struct native_op *o
 	int r;
 	if (n1 > room)
 		n1 = room;
-	bool ok1 = mem_probe(c, i, ea, n1, acc) == 0;
+	/* An alignment check (#AC) is about the whole element; it is due when the mask lets the access happen. */
+	bool misaligned = size <= 8 && mem_probe(c, i, ea, size, acc) == STEP_FAULT && c->exc.vector == VEC_AC;
+	if (misaligned)
+		n1 = size;
+	bool ok1 = !misaligned && mem_probe(c, i, ea, n1, acc) == 0;
 	bool ok2 = n1 == size ? ok1 : mem_probe(c, i, ea + n1, size - n1, acc) == 0;
 	if (ok1 && ok2) {
 		buf = n->scratch + PAGE_SIZE + (ea & 63);
@@ -309,7 +321,7 @@ static int masked(struct cpu *c, const struct insn *i, const struct native_op *o
 	u64 at = ea;
 	if (n->fault.address - (u64)(uintptr_t)buf < size)
 		at += n->fault.address - (u64)(uintptr_t)buf;
-	r = mem_probe(c, i, at, 1, acc);
+	r = misaligned ? mem_probe(c, i, ea, size, acc) : mem_probe(c, i, at, 1, acc);
 	if (r)
 		return r;
 	/* Accessible meanwhile (another CPU changed the page tables): try again. */
@@ -325,7 +337,7 @@ static int memory_slow(struct cpu *c, const struct insn *i, const struct native_
 	if (op->flags & NF_MASKED)
 		r = masked(c, i, op, ea);
 	else if (fault)
-		r = fault_or_alignment(c, i, op, ea, fault);
+		r = fault_order(c, i, op, ea, fault);
 	else
 		r = bounce(c, i, op, ea, &status);
 	if (r == RETRY)
@@ -347,7 +359,7 @@ int native_memory(struct cpu *c, const struct insn *i)
 	enum access acc = op->access & NACC_W ? ACC_W : ACC_R;
 	u64 ea = insn_ea(c, i, op->size, acc, &fault);
 	if (unlikely(fault))
-		return fault;
+		return fault_order(c, i, op, 0, fault);
 	if (acc == ACC_R)
 		p = tlb_read_ptr(c, ea, op->size);
 	if (!p)
@@ -392,11 +404,11 @@ int native_movdir64b(struct cpu *c, const struct insn *i)
 	u64 to = insn_ea(c, &dst, 64, ACC_W, &fault);
 	if (fault)
 		return fault;
-	if (to & 63)
-		return exc_gp(c, i, 0);
 	fault = mem_read_slow(c, i, src, buf, 64);
 	if (fault)
 		return fault;
+	if (to & 63)
+		return exc_gp(c, i, 0);
 	fault = mem_ptr(c, i, to, 64, ACC_W, &p);
 	if (fault)
 		return fault;

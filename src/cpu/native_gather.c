@@ -22,7 +22,7 @@ int native_gather(struct cpu *c, const struct insn *i)
 	fpu_get_vector(c, g->index, index);
 	fpu_get_vector(c, g->data, data);
 	if (g->evex) {
-		k = fpu_get_k(c, g->mask) & MASK(g->count);
+		k = fpu_get_k(c, g->mask);
 	} else {
 		fpu_get_vector(c, g->mask, mask);
 		for (unsigned n = 0; n < g->count; n++)
@@ -50,7 +50,7 @@ int native_gather(struct cpu *c, const struct insn *i)
 	if (r == STEP_EXIT)
 		return r;
 	if (g->evex) {
-		fpu_set_k(c, g->mask, k);
+		fpu_set_k(c, g->mask, r ? k : 0); /* bits beyond the elements are cleared at the end */
 	} else {
 		/* All of the mask register is cleared at the end; before, done elements only. */
 		for (unsigned n = 0; n < g->count; n++)
