@@ -114,6 +114,8 @@ static void build_tables(struct interp *t)
 	gdt[15] = 0x0040f50000000000;
 	u64 rsp0 = HIGH_BASE + (PG_STACK + 1) * PAGE_SIZE;
 	memcpy((u8 *)page(t, PG_TSS) + 4, &rsp0, 8);
+	const u16 no_io_map = 0x8000; /* beyond the limit: no port is permitted */
+	memcpy((u8 *)page(t, PG_TSS) + 102, &no_io_map, 2);
 	for (unsigned v = 0; v < 256; v++) {
 		u64 h = HANDLER(v), *idt = page(t, PG_IDT) + v * 2;
 		u64 type = v == 3 || v == 4 || v == 0x80 ? 0xee : 0x8e;
@@ -128,7 +130,7 @@ static void user_state(struct interp *t)
 	struct cpu *c = t->cpu;
 	const u64 *gdt = page(t, PG_GDT);
 	c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
-	c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_UMIP | CR4_SMEP | CR4_SMAP | CR4_DE;
+	c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_UMIP | CR4_SMEP | CR4_SMAP;
 	c->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 	c->cr3 = PG_PML4 * PAGE_SIZE;
 	c->xcr0 = host.xcr0 & XCR0_OFFERED;
@@ -235,6 +237,9 @@ static void interp_result(struct interp *t, enum cpu_exit exit, struct insn_resu
 	r->gs = c->seg[GS].sel;
 	r->fs_base = c->seg[FS].base;
 	r->gs_base = c->seg[GS].base;
+	/* Through the registers once: that gives the image the form that hardware gives it. */
+	fpu_load(c);
+	fpu_save(c);
 	memcpy(r->xsave, c->xsave, host.xsave_size < c->xsave_size ? host.xsave_size : c->xsave_size);
 }
 

@@ -258,6 +258,15 @@ static u64 reg_of_case(const struct insn_case *c, ZydisRegister reg, int *num)
 	return c->gpr[n];
 }
 
+/* Zydis 4.0 names R13D as base where ModRM.mod = 0 and SIB.base = 5 mean "no base" (address-size prefix, REX.B). */
+static ZydisRegister real_base(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+{
+	if (o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT && (z->attributes & ZYDIS_ATTRIB_HAS_SIB) && z->raw.modrm.mod == 0 &&
+	    z->raw.sib.base == 5)
+		return ZYDIS_REGISTER_NONE;
+	return o->mem.base;
+}
+
 static u64 seg_base(const struct insn_case *c, ZydisRegister seg)
 {
 	return seg == ZYDIS_REGISTER_FS ? c->fs_base : seg == ZYDIS_REGISTER_GS ? c->gs_base : 0;
@@ -281,7 +290,7 @@ static void solve_operand(struct insn_case *c, const ZydisDecodedInstruction *z,
 	u64 mask = MASK(z->address_width);
 	int bn, in;
 	u64 idx = reg_of_case(c, o->mem.index, &in);
-	reg_of_case(c, o->mem.base, &bn);
+	reg_of_case(c, real_base(z, o), &bn);
 	u64 disp = (u64)o->mem.disp.value;
 	u64 sb = seg_base(c, o->mem.segment);
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP ||
@@ -558,7 +567,7 @@ static u64 operand_address(const struct insn_case *c, const ZydisDecodedInstruct
 	u64 a = (u64)o->mem.disp.value;
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
 		a += c->rip + z->length;
-	a += reg_of_case(c, o->mem.base, NULL);
+	a += reg_of_case(c, real_base(z, o), NULL);
 	if (o->mem.type != ZYDIS_MEMOP_TYPE_VSIB)
 		a += reg_of_case(c, o->mem.index, NULL) * o->mem.scale;
 	if (z->mnemonic == ZYDIS_MNEMONIC_XLAT)
