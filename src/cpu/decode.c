@@ -89,7 +89,9 @@ static void set_memory(struct insn *out, const ZydisDecodedInstruction *zi, cons
 		out->base = R_ZERO;
 	out->index = address_reg(o->mem.index);
 	out->scale = (u8)log2_size(o->mem.scale ? o->mem.scale : 1);
-	out->disp = o->mem.disp.has_displacement || o->mem.disp.value ? o->mem.disp.value : 0;
+	out->disp = o->mem.disp.has_displacement || o->mem.disp.value ? o->mem.disp.value :
+		    out->base == R_ZERO				      ? zi->raw.disp.value :
+									0;
 	if (out->base == R_RIP)
 		out->disp += out->off + zi->length;
 	out->seg = sreg_number(o->mem.segment);

@@ -14,10 +14,19 @@ struct str {
 	u64 aflags; /* as the instruction found them */
 };
 
-static struct str str_begin(const struct cpu *c, const struct insn *i)
+/* Registers that an instruction uses beside its operand. */
+#define STR_SRC (BIT(RCX) | BIT(RSI))
+#define STR_DST (BIT(RCX) | BIT(RDI))
+
+static struct str str_begin(struct cpu *c, const struct insn *i, unsigned regs)
 {
 	struct str s = { .size = i->opsize, .aflags = c->aflags, .rep = i->flags & (IF_REP | IF_REPNE) };
 	s.count = s.rep ? reg_read(c, 8 * RCX, i->addrsize) : 1;
+	/* 32-bit counts and pointers lose their upper halves even when nothing is done or a fault comes, as on hardware. */
+	if (s.rep && i->addrsize == 4 && cpu_code64(c))
+		for (unsigned r = RCX; r <= RDI; r++)
+			if (regs & BIT(r))
+				c->r[r] = (u32)c->r[r];
 	s.step = c->sflags & FL_DF ? -(s64)s.size : (s64)s.size;
 	return s;
 }
@@ -36,17 +45,11 @@ static void consumed(struct cpu *c, const struct insn *i, struct str *s, u64 n)
 		reg_write(c, 8 * RCX, i->addrsize, s->count);
 }
 
-/* A fault within REP: the flags are those from before the instruction (SDM vol. 2, REP), and a 32-bit pointer has lost
- * its upper half even when nothing was done yet, as on hardware. */
-static int rep_fault(struct cpu *c, const struct insn *i, const struct str *s, int step, unsigned regs)
+/* A fault, or an event between elements: the flags are those from before the instruction (SDM vol. 2, REP). */
+static int rep_fault(struct cpu *c, const struct str *s, int step)
 {
-	if (!s->rep || step != STEP_FAULT)
-		return step;
-	c->aflags = s->aflags;
-	if (i->addrsize == 4 && cpu_code64(c))
-		for (unsigned r = 0; r < 16; r++)
-			if (regs & BIT(r))
-				c->r[r] = (u32)c->r[r];
+	if (s->rep && step == STEP_FAULT)
+		c->aflags = s->aflags;
 	return step;
 }
 
@@ -57,6 +60,7 @@ static bool give_way(struct cpu *c, const struct insn *i, const struct str *s, u
 		return false;
 	if (likely(!c->slow && !c->attn && *burst < REP_BURST))
 		return false;
+	c->aflags = s->aflags;
 	c->rip = insn_rip(c, i);
 	if (!c->deterministic)
 		c->poll_at = c->insns;
@@ -94,13 +98,13 @@ static bool runs_allowed(const struct cpu *c, const struct insn *i, const struct
 
 H(op_movs)
 {
-	struct str s = str_begin(c, i);
+	struct str s = str_begin(c, i, STR_SRC | STR_DST);
 	u64 burst = 0;
 	while (s.count) {
 		u64 src, dst;
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst)))
-			return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
+			return rep_fault(c, &s, r);
 		u64 n = 1;
 		const void *p = tlb_read_ptr(c, src, s.size);
 		void *q = tlb_write_ptr(c, dst, s.size);
@@ -123,7 +127,7 @@ H(op_movs)
 		} else {
 			u64 v;
 			if ((r = load_elem(c, i, src, s.size, &v)) || (r = store_elem(c, i, dst, s.size, v)))
-				return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
+				return rep_fault(c, &s, r);
 		}
 		advance(c, i, RSI, s.step * (s64)n);
 		advance(c, i, RDI, s.step * (s64)n);
@@ -138,13 +142,13 @@ H(op_movs)
 
 H(op_stos)
 {
-	struct str s = str_begin(c, i);
+	struct str s = str_begin(c, i, STR_DST);
 	u64 burst = 0;
 	while (s.count) {
 		u64 dst, n = 1;
 		int r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst);
 		if (r)
-			return rep_fault(c, i, &s, r, BIT(RDI));
+			return rep_fault(c, &s, r);
 		void *q = tlb_write_ptr(c, dst, s.size);
 		if (q && runs_allowed(c, i, &s)) {
 			n = s.count < room(dst, s.size) ? s.count : room(dst, s.size);
@@ -158,7 +162,7 @@ H(op_stos)
 			else
 				__asm__ volatile("rep stosq" : "+D"(q), "+c"(k) : "a"(v) : "memory");
 		} else if ((r = store_elem(c, i, dst, s.size, c->r[RAX]))) {
-			return rep_fault(c, i, &s, r, BIT(RDI));
+			return rep_fault(c, &s, r);
 		}
 		advance(c, i, RDI, s.step * (s64)n);
 		consumed(c, i, &s, n);
@@ -172,13 +176,13 @@ H(op_stos)
 
 H(op_lods)
 {
-	struct str s = str_begin(c, i);
+	struct str s = str_begin(c, i, STR_SRC);
 	u64 burst = 0;
 	while (s.count) {
 		u64 src, v;
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = load_elem(c, i, src, s.size, &v)))
-			return rep_fault(c, i, &s, r, BIT(RSI));
+			return rep_fault(c, &s, r);
 		reg_write(c, 8 * RAX, s.size, v);
 		advance(c, i, RSI, s.step);
 		consumed(c, i, &s, 1);
@@ -210,13 +214,13 @@ static bool repeat_ends(const struct cpu *c, const struct insn *i)
 
 H(op_scas)
 {
-	struct str s = str_begin(c, i);
+	struct str s = str_begin(c, i, STR_DST);
 	u64 burst = 0;
 	while (s.count) {
 		u64 dst, v;
 		int r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_R, &dst);
 		if (r || (r = load_elem(c, i, dst, s.size, &v)))
-			return rep_fault(c, i, &s, r, BIT(RDI));
+			return rep_fault(c, &s, r);
 		compare(c, c->r[RAX], v, s.size);
 		advance(c, i, RDI, s.step);
 		consumed(c, i, &s, 1);
@@ -232,14 +236,14 @@ H(op_scas)
 
 H(op_cmps)
 {
-	struct str s = str_begin(c, i);
+	struct str s = str_begin(c, i, STR_SRC | STR_DST);
 	u64 burst = 0;
 	while (s.count) {
 		u64 src, dst, a, b;
 		int r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src);
 		if (r || (r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_R, &dst)) ||
-		    (r = load_elem(c, i, src, s.size, &a)) || (r = load_elem(c, i, dst, s.size, &b)))
-			return rep_fault(c, i, &s, r, BIT(RSI) | BIT(RDI));
+		    (r = load_elem(c, i, dst, s.size, &b)) || (r = load_elem(c, i, src, s.size, &a)))
+			return rep_fault(c, &s, r);
 		compare(c, a, b, s.size);
 		advance(c, i, RSI, s.step);
 		advance(c, i, RDI, s.step);
@@ -268,13 +272,15 @@ static int after_element(struct cpu *c, const struct insn *i, const struct str *
 
 H(op_ins)
 {
-	struct str s = str_begin(c, i);
-	if (!s.count)
-		NEXT(c, i);
 	const u16 port = REG16(c, 8 * RDX);
 	u64 dst;
-	int r = io_check(c, i, port, s.size);
-	if (r || (r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst)) ||
+	int r = io_check(c, i, port, i->opsize); /* even when the count is 0 */
+	if (r)
+		return r;
+	struct str s = str_begin(c, i, STR_DST);
+	if (!s.count)
+		NEXT(c, i);
+	if ((r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst)) ||
 	    (r = mem_probe(c, i, dst, s.size, ACC_W))) /* before the device is touched */
 		return r;
 	if (!c->io.done) {
@@ -297,13 +303,15 @@ H(op_ins)
 
 H(op_outs)
 {
-	struct str s = str_begin(c, i);
-	if (!s.count)
-		NEXT(c, i);
 	const u16 port = REG16(c, 8 * RDX);
 	u64 src, v;
-	int r = io_check(c, i, port, s.size);
-	if (r || (r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src)) ||
+	int r = io_check(c, i, port, i->opsize);
+	if (r)
+		return r;
+	struct str s = str_begin(c, i, STR_SRC);
+	if (!s.count)
+		NEXT(c, i);
+	if ((r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src)) ||
 	    (r = load_elem(c, i, src, s.size, &v)))
 		return r;
 	c->io.port = port;

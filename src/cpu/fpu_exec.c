@@ -132,7 +132,11 @@ static int begin(struct cpu *c, const struct insn *i, unsigned size, unsigned al
 	*ea = insn_ea(c, i, size, a, &fault);
 	if (fault)
 		return fault;
-	return *ea & (align - 1) ? exc_gp(c, i, 0) : 0;
+	if (!(*ea & (align - 1)))
+		return 0;
+	if (cpu_long_mode(c) && !gva_canonical(*ea) && i->seg == SS)
+		return exc_raise_error(c, i, VEC_SS, 0);
+	return exc_gp(c, i, 0);
 }
 
 int fpu_op_fxsave(struct cpu *c, const struct insn *i)

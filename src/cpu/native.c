@@ -200,7 +200,7 @@ static void scan_operands(struct scan *s, const zinsn_t *z, const zop_t *ops)
 		case ZYDIS_REGCLASS_FLAGS: break;
 		case ZYDIS_REGCLASS_INVALID: /* MXCSR, x87 control, status and tag words; others are refused */
 			switch (o->reg.value) {
-			case ZYDIS_REGISTER_MXCSR: s->xmm = true; break; /* CVTSD2SI r, m names no vector register */
+			case ZYDIS_REGISTER_MXCSR:
 			case ZYDIS_REGISTER_X87CONTROL:
 			case ZYDIS_REGISTER_X87STATUS:
 			case ZYDIS_REGISTER_X87TAG: break;
@@ -242,6 +242,10 @@ static u8 required_check(const zinsn_t *z, const struct scan *s)
 	if (s->xmm)
 		return NCHK_SSE;
 	switch (z->mnemonic) {
+	case ZYDIS_MNEMONIC_CVTSS2SI: /* from memory they name no vector register, but use MXCSR */
+	case ZYDIS_MNEMONIC_CVTSD2SI:
+	case ZYDIS_MNEMONIC_CVTTSS2SI:
+	case ZYDIS_MNEMONIC_CVTTSD2SI:
 	case ZYDIS_MNEMONIC_LDMXCSR:
 	case ZYDIS_MNEMONIC_STMXCSR: return NCHK_SSE;
 	case ZYDIS_MNEMONIC_EMMS:
@@ -303,7 +307,7 @@ static void set_address(struct cpu *c, struct insn *i, const zinsn_t *z, const z
 	i->base = none ? R_ZERO : gpr_index(m->mem.base);
 	i->index = R_ZERO;
 	i->scale = 0;
-	i->disp = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
+	i->disp = m->mem.disp.has_displacement ? m->mem.disp.value : none ? z->raw.disp.value : 0;
 	i->addrsize = z->address_width / 8;
 	switch (m->mem.segment) {
 	case ZYDIS_REGISTER_ES: i->seg = ES; break;

@@ -184,16 +184,23 @@ static int fault_order(struct cpu *c, const struct insn *i, const struct native_
 		return fault;
 	const struct exception e = c->exc;
 	bool fpu = op->check > NCHK_VEX;
+	/* VCVTPS2PH computes, and reports SIMD exceptions, before it stores. */
+	bool convert = op->check >= NCHK_AVX && op->access == NACC_W;
+	u32 mxcsr = 0;
 	gpr_save(c, &gpr);
 	if (fpu)
 		fpu_checkpoint(c);
 	u32 status = native_run(c, op, c->native->scratch + PAGE_SIZE + (ea & 63));
+	if (convert)
+		__asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
 	gpr_restore(c, &gpr);
 	if (fpu)
 		fpu_rollback(c);
+	if (convert)
+		__asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
 	if (status == STUB_FAULT) {
 		u64 trapno = c->native->fault.trapno;
-		if (trapno == VEC_UD || trapno == VEC_MF ||
+		if (trapno == VEC_UD || (convert && trapno == VEC_XM) || trapno == VEC_MF ||
 		    (trapno == VEC_GP && e.vector != VEC_AC && op->size >= 16 && (ea & (align - 1))))
 			return native_raise(c, i);
 	}
@@ -276,7 +283,7 @@ static int masked_store(struct cpu *c, const struct insn *i, const struct native
 
 /* A masked operand of which a page cannot be used in place.  It is placed in scratch memory across the edge of an
  * inaccessible page where the guest's is inaccessible: the host suppresses or reports the fault. */
-static int masked(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea)
+static int masked_parts(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea)
 {
 	struct native *n = c->native;
 	enum access acc = op->access & NACC_W ? ACC_W : ACC_R;
@@ -286,11 +293,7 @@ static int masked(struct cpu *c, const struct insn *i, const struct native_op *o
 	int r;
 	if (n1 > room)
 		n1 = room;
-	/* An alignment check (#AC) is about the whole element; it is due when the mask lets the access happen. */
-	bool misaligned = size <= 8 && mem_probe(c, i, ea, size, acc) == STEP_FAULT && c->exc.vector == VEC_AC;
-	if (misaligned)
-		n1 = size;
-	bool ok1 = !misaligned && mem_probe(c, i, ea, n1, acc) == 0;
+	bool ok1 = mem_probe(c, i, ea, n1, acc) == 0;
 	bool ok2 = n1 == size ? ok1 : mem_probe(c, i, ea + n1, size - n1, acc) == 0;
 	if (ok1 && ok2) {
 		buf = n->scratch + PAGE_SIZE + (ea & 63);
@@ -321,12 +324,37 @@ static int masked(struct cpu *c, const struct insn *i, const struct native_op *o
 	u64 at = ea;
 	if (n->fault.address - (u64)(uintptr_t)buf < size)
 		at += n->fault.address - (u64)(uintptr_t)buf;
-	r = misaligned ? mem_probe(c, i, ea, size, acc) : mem_probe(c, i, at, 1, acc);
+	r = mem_probe(c, i, at, 1, acc);
 	if (r)
 		return r;
 	/* Accessible meanwhile (another CPU changed the page tables): try again. */
 	c->rip = insn_rip(c, i);
 	return RETRY;
+}
+
+static int masked(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea)
+{
+	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
+	if (!ac)
+		return masked_parts(c, i, op, ea);
+	/* An alignment check is about the whole element, and due when the mask lets the access happen: the host tells on an
+	 * inaccessible page.  Everything else is done piecemeal, without checks. */
+	if (op->size <= 8 && mem_probe(c, i, ea, op->size, op->access & NACC_W ? ACC_W : ACC_R) == STEP_FAULT &&
+	    c->exc.vector == VEC_AC) {
+		const struct exception e = c->exc;
+		u32 status = native_run(c, op, c->native->scratch + 256 + (ea & 63));
+		if (!status)
+			return 0; /* nothing was accessed */
+		if (c->native->fault.trapno != VEC_PF)
+			return native_raise(c, i);
+		c->exc = e;
+		c->rip = insn_rip(c, i);
+		return STEP_FAULT;
+	}
+	c->sflags &= ~FL_AC;
+	int r = masked_parts(c, i, op, ea);
+	c->sflags |= ac;
+	return r;
 }
 
 /* GO_ON, or the step to return. */

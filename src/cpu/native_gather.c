@@ -29,6 +29,9 @@ int native_gather(struct cpu *c, const struct insn *i)
 			if (mask[(n + 1) * g->data_size - 1] & 0x80)
 				k |= BIT(n);
 	}
+	/* No alignment checks (SDM: "does not perform AC checks"). */
+	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
+	c->sflags &= ~ac;
 	for (unsigned n = 0; n < g->count && !r; n++) {
 		struct insn at = *i;
 		int fault = 0;
@@ -47,21 +50,22 @@ int native_gather(struct cpu *c, const struct insn *i)
 		if (!r)
 			k &= ~BIT(n);
 	}
+	c->sflags |= ac;
 	if (r == STEP_EXIT)
 		return r;
 	if (g->evex) {
 		fpu_set_k(c, g->mask, r ? k : 0); /* bits beyond the elements are cleared at the end */
 	} else {
-		/* All of the mask register is cleared at the end; before, done elements only. */
+		/* Elements that are due become all ones, everything else zero, whether a fault ends it or not (SDM, VGATHERDPD:
+		 * the mask is extended from its most significant bits first). */
+		native_fill(mask, 0, 64);
 		for (unsigned n = 0; n < g->count; n++)
-			if (!(k & BIT(n)))
-				native_fill(mask + n * g->data_size, 0, g->data_size);
-		if (!r)
-			native_fill(mask, 0, 64);
+			if (k & BIT(n))
+				native_fill(mask + n * g->data_size, 0xff, g->data_size);
 		fpu_set_vector(c, g->mask, mask);
 	}
 	if (!g->scatter) {
-		if (!r)
+		if (!r || !g->evex)
 			native_fill(data + g->vl, 0, 64u - g->vl);
 		fpu_set_vector(c, g->data, data);
 	}

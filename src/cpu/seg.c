@@ -430,7 +430,8 @@ int op_lfs(struct cpu *c, const struct insn *i)
 	u8 b[10] = { 0 };
 	int fault = 0;
 	u64 ea = insn_ea(c, i, n + 2, ACC_R, &fault);
-	if (fault || (fault = mem_read_slow(c, i, ea, b, n + 2)))
+	/* Two accesses, as alignment checks show. */
+	if (fault || (fault = mem_read_slow(c, i, ea, b, n)) || (fault = mem_read_slow(c, i, ea + n, b + n, 2)))
 		return fault;
 	u64 off = 0;
 	for (unsigned k = 0; k < n; k++)

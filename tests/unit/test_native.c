@@ -754,6 +754,8 @@ static void test_xsave(void)
 	/* compacted, and a subset */
 	memset(ram, 0xcc, 2 * PAGE_SIZE);
 	CHECK(RUN(xsavec64) == DONE && *(u64 *)(ram + 64 + XS_COMP_BV) == (cpu.xcr0 | BIT(63)));
+	CHECK(ram[64 + XS_COMP_BV + 8] == 0xcc); /* the rest of the header is not written ... */
+	memset(ram + 64 + XS_COMP_BV + 8, 0, 48); /* ... and must be zero for XRSTOR */
 	for (unsigned k = 0; k < 32; k++)
 		set_v32(k, 0, 0);
 	CHECK(RUN(xrstor64) == DONE && !memcmp(vec(7), v7, 64) && !memcmp(vec(31), v31, 64));
