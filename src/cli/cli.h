@@ -44,6 +44,7 @@ int cli_run_main(const struct cli_verb *self, int argc, char **argv);
 int cli_doctor_main(const struct cli_verb *self, int argc, char **argv);
 int cli_kernel_main(const struct cli_verb *self, int argc, char **argv);
 int cli_trace_main(const struct cli_verb *self, int argc, char **argv);
+int cli_compare_main(const struct cli_verb *self, int argc, char **argv);
 int cli_help_main(const struct cli_verb *self, int argc, char **argv);
 
 #endif

@@ -20,6 +20,11 @@ static const char help_run[] =
 	"  --engine NAME        auto or interpret (default auto)\n"
 	"  --deterministic[=N]  virtual time counts instructions, entropy comes from seed N (default 0):\n"
 	"                       two such boots are identical instruction for instruction\n"
+	"  --stop-at N          with --deterministic: end after N instructions\n"
+	"  --checkpoints FILE[,EVERY]\n"
+	"                       with --deterministic: record the state every EVERY instructions\n"
+	"                       (default 10000000) for umbra compare\n"
+	"  --block-limit N      decode at most N instructions at once (to compare engines)\n"
 	"\n"
 	"Command:\n"
 	"  --root DIR           pack DIR into the initramfs and run the command in it\n"
@@ -48,6 +53,13 @@ static const char help_kernel[] =
 	"  --help           this text\n";
 
 static const char help_trace[] =
+	"\n"
+	"  --help           this text\n";
+
+static const char help_compare[] =
+	"\n"
+	"A and B are files of umbra run --deterministic --checkpoints. Prints the first checkpoint at which the\n"
+	"two runs differ, and what differs; then says which options narrow it down. Exit status 1 when they differ.\n"
 	"\n"
 	"  --help           this text\n";
 

@@ -19,6 +19,7 @@ const struct cli_verb cli_verbs[] = {
 	{ "kernel", cli_kernel_main, "list [--json] | fetch [cloud|amd64|PACKAGE]…", "guest kernels: list, fetch",
 	  help_kernel },
 	{ "trace", cli_trace_main, "FILE", "show the events recorded by run --trace", help_trace },
+	{ "compare", cli_compare_main, "A B", "the first difference of two deterministic runs", help_compare },
 	{ "doctor", cli_doctor_main, "[--json]", "what this host offers to VMs, and what is missing", help_doctor },
 	{ "help", cli_help_main, "[VERB]", "this list, or the options of VERB", "" },
 };

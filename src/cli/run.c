@@ -48,7 +48,8 @@ struct run_options {
 	u64 memory;
 	bool console, stats, deterministic;
 	int tty, in; /* -1 automatic, 0 no, 1 yes */
-	u64 seed;
+	u64 seed, stop_at, checkpoint_every, block_limit;
+	const char *checkpoints;
 	enum super_engine engine;
 	unsigned verbose;
 	u64 trace_mask;
@@ -111,6 +112,30 @@ static int set_cpus(const char *text)
 	return 0;
 }
 
+static int set_count(const char *option, const char *text, u64 *out)
+{
+	if (!cli_parse_u64(text, out) || !*out)
+		return cli_error("run: %s %s is not a number of instructions", option, text);
+	return 0;
+}
+
+#define CHECKPOINT_EVERY 10000000 /* instructions */
+
+/* FILE or FILE,EVERY */
+static int set_checkpoints(struct run_options *o, char *text)
+{
+	char *comma = strrchr(text, ',');
+	o->checkpoint_every = CHECKPOINT_EVERY;
+	if (comma) {
+		*comma = 0;
+		int r = set_count("--checkpoints", comma + 1, &o->checkpoint_every);
+		if (r)
+			return r;
+	}
+	o->checkpoints = text;
+	return 0;
+}
+
 /* yes, no, or nothing. */
 static int set_switch(const char *option, const char *value, int *out)
 {
@@ -163,7 +188,7 @@ static bool valid_hostname(const char *s)
 
 enum {
 	OPT_KERNEL = 256, OPT_MODULES, OPT_INITRD, OPT_APPEND, OPT_CPUS, OPT_MEMORY, OPT_ROOT, OPT_ENV, OPT_WORKDIR,
-	OPT_HOSTNAME, OPT_NAME, OPT_CONSOLE, OPT_ENGINE, OPT_DETERMINISTIC, OPT_TRACE, OPT_TRACE_FILE, OPT_STATS, OPT_HELP,
+	OPT_HOSTNAME, OPT_NAME, OPT_CONSOLE, OPT_ENGINE, OPT_DETERMINISTIC, OPT_STOP_AT, OPT_CHECKPOINTS, OPT_BLOCK_LIMIT, OPT_TRACE, OPT_TRACE_FILE, OPT_STATS, OPT_HELP,
 };
 
 static const struct option options[] = {
@@ -181,6 +206,9 @@ static const struct option options[] = {
 	{ "console", no_argument, NULL, OPT_CONSOLE },
 	{ "engine", required_argument, NULL, OPT_ENGINE },
 	{ "deterministic", optional_argument, NULL, OPT_DETERMINISTIC },
+	{ "stop-at", required_argument, NULL, OPT_STOP_AT },
+	{ "checkpoints", required_argument, NULL, OPT_CHECKPOINTS },
+	{ "block-limit", required_argument, NULL, OPT_BLOCK_LIMIT },
 	{ "trace", required_argument, NULL, OPT_TRACE },
 	{ "trace-file", required_argument, NULL, OPT_TRACE_FILE },
 	{ "stats", no_argument, NULL, OPT_STATS },
@@ -221,6 +249,9 @@ static int parse(const struct cli_verb *self, int argc, char **argv, struct run_
 			if (optarg && !cli_parse_u64(optarg, &o->seed))
 				r = cli_error("run: --deterministic=%s is not a number", optarg);
 			break;
+		case OPT_STOP_AT: r = set_count("--stop-at", optarg, &o->stop_at); break;
+		case OPT_CHECKPOINTS: r = set_checkpoints(o, optarg); break;
+		case OPT_BLOCK_LIMIT: r = set_count("--block-limit", optarg, &o->block_limit); break;
 		case OPT_TRACE: {
 			struct err e = { 0 };
 			if (trace_parse_list(optarg, &o->trace_mask, &e))
@@ -268,6 +299,8 @@ static int parse(const struct cli_verb *self, int argc, char **argv, struct run_
 		return cli_error("run: --console is instead of a command, but there is one: %s", o->argv[0]);
 	if (o->initrd && !o->argc)
 		o->console = true;
+	if (!o->deterministic && (o->stop_at || o->checkpoints))
+		return cli_error("run: --stop-at and --checkpoints count instructions: add --deterministic");
 	if (o->trace_file && !o->trace)
 		return cli_error("run: --trace-file without --trace LIST");
 	return 0;
@@ -497,6 +530,12 @@ static int run(const struct run_options *o)
 	int trace_fd = -1;
 	if (o->trace && (trace_fd = open_trace(o, trace_path)) < 0)
 		return CLI_FAIL;
+	int checkpoint_fd = -1;
+	if (o->checkpoints) {
+		checkpoint_fd = open(o->checkpoints, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0666);
+		if (checkpoint_fd < 0)
+			return cli_error("run: cannot write checkpoints to %s: %s", o->checkpoints, strerror(errno));
+	}
 	struct super_config cfg = {
 		.kernel_fd = kernel_fd,
 		.kernel_name = kernel,
@@ -508,6 +547,10 @@ static int run(const struct run_options *o)
 		.engine = o->engine,
 		.deterministic = o->deterministic,
 		.det_seed = o->seed,
+		.stop_at_insns = o->stop_at,
+		.checkpoint_every = o->checkpoint_every,
+		.checkpoint_fd = checkpoint_fd,
+		.block_limit = (unsigned)(o->block_limit < 64 ? o->block_limit : 64),
 		.session_fd = session_fd,
 		.stdin_fd = 0,
 		.stdout_fd = 1,

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -87,7 +88,14 @@ static void role_vm_prepare(struct role_vm *vm)
 	mc.hv_cfg = (struct hv_config){
 		.max_vcpus = c->cpus, .tsc_khz = c->tsc_khz, .deterministic = c->deterministic,
 		.det_seed = c->det_seed, .stop_at_insns = c->stop_at_insns, .trace = vm->trace,
+		.checkpoint_every = c->checkpoint_every, .block_limit = c->block_limit,
 	};
+	if (c->checkpoint_size) {
+		void *p = mmap(NULL, c->checkpoint_size, PROT_READ | PROT_WRITE, MAP_SHARED, VM_FD_CHECKPOINTS, 0);
+		if (p == MAP_FAILED)
+			role_fail(errno, "cannot start the VM: no buffer of checkpoints");
+		mc.hv_cfg.checkpoints = p;
+	}
 	mc.ncpus = c->cpus;
 	mc.ram_fd = VM_FD_RAM;
 	mc.ram_size = c->memory;

@@ -17,6 +17,7 @@
 #define VM_FD_AGENT 8   /* SOCK_STREAM, O_NONBLOCK, to the session: the agent's channel (second serial port) */
 #define VM_FD_REPORT 9  /* memfd, REPORT_SIZE */
 #define VM_FD_TRACE 10  /* memfd, TRACE_SIZE(); only with a trace */
+#define VM_FD_CHECKPOINTS 11 /* memfd, struct hv_checkpoints; only with checkpoints */
 
 /* extract */
 #define EXTRACT_FD_IN 4  /* bzImage, read-only */
@@ -68,6 +69,8 @@ struct proto_vm_config {
 	u8 deterministic, has_initrd, has_trace, verbose;
 	u8 exit_by_vm, pad[3]; /* exit_by_vm: also offers the debug-exit ports */
 	u64 det_seed, stop_at_insns;
+	u64 checkpoint_every, checkpoint_size; /* bytes of VM_FD_CHECKPOINTS, 0: none */
+	u32 block_limit, pad2;
 	u64 tsc_khz; /* measured by the supervisor while other things went on */
 	u64 trace_size;
 	u8 seed[64]; /* struct machine_config; all zero: none */

@@ -26,6 +26,9 @@ struct super_config {
 	bool deterministic; /* vcpu.h: struct hv_config */
 	u64 det_seed;
 	u64 stop_at_insns;
+	u64 checkpoint_every; /* record the state each time so many instructions have retired; 0: never */
+	int checkpoint_fd;    /* gets struct hv_checkpoints at the end; -1: off */
+	unsigned block_limit; /* most instructions per decoded block, 0: the engine's own choice */
 
 	/* The session role.  session_fd: memfd with its configuration (command, environment …), opaque here,
 	 * handed to it as SESSION_FD_CONFIG; -1: none. */

@@ -41,6 +41,7 @@
 #include "core/report.h"
 #include "core/spawn.h"
 #include "core/trace.h"
+#include "vcpu/vcpu.h"
 #include "core/tsc.h"
 #include "super/kernel_cache.h"
 #include "super/proto.h"
@@ -70,7 +71,7 @@ struct super {
 	enum super_phase phase;
 
 	struct super_peer vm, session;
-	int ram_fd, kernel_fd, report_fd, trace_fd;
+	int ram_fd, kernel_fd, report_fd, trace_fd, checkpoint_fd;
 	u64 trace_size;
 	int console[2], agent[2]; /* [0]: the vm's end */
 	int signal_fd;
@@ -523,6 +524,22 @@ static int super_prepare_trace(struct super *s, struct err *e)
 	return 0;
 }
 
+#define CHECKPOINTS_SIZE (64 * MiB) /* sparse; about 200 000 checkpoints */
+
+static int super_prepare_checkpoints(struct super *s, struct err *e)
+{
+	s->checkpoint_fd = super_memfd("umbra-checkpoints", CHECKPOINTS_SIZE, "the buffer of checkpoints", e);
+	if (s->checkpoint_fd < 0)
+		return s->checkpoint_fd;
+	const struct hv_checkpoints h = {
+		.magic = HV_CHECKPOINTS_MAGIC, .record_size = sizeof(struct hv_checkpoint),
+		.cap = (CHECKPOINTS_SIZE - sizeof h) / sizeof(struct hv_checkpoint),
+	};
+	if (pwrite(s->checkpoint_fd, &h, sizeof h, 0) != sizeof h)
+		return err_sys(e, errno, "cannot make the buffer of checkpoints");
+	return 0;
+}
+
 static int super_prepare(struct super *s, struct err *e)
 {
 	const struct super_config *cfg = s->cfg;
@@ -542,6 +559,11 @@ static int super_prepare(struct super *s, struct err *e)
 		return s->report_fd;
 	if (cfg->trace_fd >= 0) {
 		r = super_prepare_trace(s, e);
+		if (r)
+			return r;
+	}
+	if (cfg->checkpoint_fd >= 0) {
+		r = super_prepare_checkpoints(s, e);
 		if (r)
 			return r;
 	}
@@ -592,6 +614,8 @@ static int super_send_config(struct super *s, struct err *e)
 		.deterministic = cfg->deterministic, .has_initrd = cfg->initrd_fd >= 0, .has_trace = s->trace_fd >= 0,
 		.verbose = (u8)cfg->verbose, .exit_by_vm = cfg->exit_by_vm, .det_seed = cfg->det_seed,
 		.stop_at_insns = cfg->stop_at_insns, .trace_size = s->trace_size,
+		.checkpoint_every = cfg->checkpoint_every, .block_limit = cfg->block_limit,
+		.checkpoint_size = s->checkpoint_fd >= 0 ? CHECKPOINTS_SIZE : 0,
 	};
 	snprintf(c.cmdline, sizeof c.cmdline, "%s", cfg->cmdline);
 	if (cfg->deterministic) {
@@ -630,6 +654,8 @@ static int super_start_vm(struct super *s, struct err *e)
 		fds[cfg.n_fds++] = (struct spawn_fd){ s->cfg->initrd_fd, VM_FD_INITRD };
 	if (s->trace_fd >= 0)
 		fds[cfg.n_fds++] = (struct spawn_fd){ s->trace_fd, VM_FD_TRACE };
+	if (s->checkpoint_fd >= 0)
+		fds[cfg.n_fds++] = (struct spawn_fd){ s->checkpoint_fd, VM_FD_CHECKPOINTS };
 	int r = super_start_role(s, &s->vm, &cfg, fds, super_on_vm, e);
 	if (r)
 		return r;
@@ -742,18 +768,17 @@ static void super_write_report(struct super *s)
 	munmap(r, REPORT_SIZE);
 }
 
-static void super_write_trace(const struct super *s)
+/* Copies the first `size` bytes of a memory file the vm process has filled to the user's file. */
+static void super_copy_out(int from, int to, u64 size, const char *what)
 {
-	if (s->trace_fd < 0)
-		return;
 	static char buf[64 * 1024];
 	off_t at = 0;
-	ssize_t n;
-	while ((n = pread(s->trace_fd, buf, sizeof buf, at)) > 0) {
+	ssize_t n = 0;
+	while ((u64)at < size && (n = pread(from, buf, size - (u64)at < sizeof buf ? size - (u64)at : sizeof buf, at)) > 0) {
 		for (ssize_t done = 0; done < n;) {
-			ssize_t w = write(s->cfg->trace_fd, buf + done, (size_t)(n - done));
+			ssize_t w = write(to, buf + done, (size_t)(n - done));
 			if (w < 0 && errno != EINTR) {
-				log_warn("cannot write the trace: %s", strerror(errno));
+				log_warn("cannot write the %s: %s", what, strerror(errno));
 				return;
 			}
 			done += w > 0 ? w : 0;
@@ -761,7 +786,17 @@ static void super_write_trace(const struct super *s)
 		at += n;
 	}
 	if (n < 0)
-		log_warn("cannot read the trace: %s", strerror(errno));
+		log_warn("cannot read the %s: %s", what, strerror(errno));
+}
+
+static void super_write_checkpoints(const struct super *s)
+{
+	struct hv_checkpoints h;
+	if (s->checkpoint_fd < 0 || pread(s->checkpoint_fd, &h, sizeof h, 0) != sizeof h)
+		return;
+	if (h.n > (CHECKPOINTS_SIZE - sizeof h) / sizeof(struct hv_checkpoint)) /* the vm process is not trusted */
+		h.n = 0;
+	super_copy_out(s->checkpoint_fd, s->cfg->checkpoint_fd, sizeof h + h.n * sizeof(struct hv_checkpoint), "checkpoints");
 }
 
 static void super_cleanup(struct super *s)
@@ -775,7 +810,7 @@ static void super_cleanup(struct super *s)
 	}
 	terminal_restore(&s->tty);
 	terminal_close(&s->tty);
-	int *fds[] = { &s->ram_fd, &s->kernel_fd, &s->report_fd, &s->trace_fd, &s->console[0], &s->console[1],
+	int *fds[] = { &s->ram_fd, &s->kernel_fd, &s->report_fd, &s->trace_fd, &s->checkpoint_fd, &s->console[0], &s->console[1],
 		       &s->agent[0], &s->agent[1], &s->signal_fd };
 	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
 		super_close(fds[i]);
@@ -797,7 +832,7 @@ int super_run(const struct super_config *cfg, struct super_result *res)
 	*s = (struct super){
 		.cfg = cfg, .res = res, .vm = { .name = "vm", .sock = -1, .proc.pidfd = -1 },
 		.session = { .name = "session", .sock = -1, .proc.pidfd = -1 }, .ram_fd = -1, .kernel_fd = -1,
-		.report_fd = -1, .trace_fd = -1, .console = { -1, -1 }, .agent = { -1, -1 }, .signal_fd = -1,
+		.report_fd = -1, .trace_fd = -1, .checkpoint_fd = -1, .console = { -1, -1 }, .agent = { -1, -1 }, .signal_fd = -1,
 		.tty = { .fd = -1, .guard_sock = -1 },
 	};
 	s->start_ns = loop_now_ns();
@@ -819,7 +854,9 @@ int super_run(const struct super_config *cfg, struct super_result *res)
 	super_judge(s);
 	terminal_restore(&s->tty);
 	super_write_report(s);
-	super_write_trace(s);
+	if (s->trace_fd >= 0)
+		super_copy_out(s->trace_fd, s->cfg->trace_fd, s->trace_size, "trace");
+	super_write_checkpoints(s);
 	super_cleanup(s);
 
 	getrusage(RUSAGE_CHILDREN, &after);
