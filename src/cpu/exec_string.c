@@ -14,7 +14,8 @@ struct str {
 	u64 aflags; /* as the instruction found them */
 };
 
-/* Registers that an instruction uses beside its operand. */
+/* Registers that are cut to the address size at the start. */
+#define STR_COUNT BIT(RCX)
 #define STR_SRC (BIT(RCX) | BIT(RSI))
 #define STR_DST (BIT(RCX) | BIT(RDI))
 
@@ -22,7 +23,8 @@ static struct str str_begin(struct cpu *c, const struct insn *i, unsigned regs)
 {
 	struct str s = { .size = i->opsize, .aflags = c->aflags, .rep = i->flags & (IF_REP | IF_REPNE) };
 	s.count = s.rep ? reg_read(c, 8 * RCX, i->addrsize) : 1;
-	/* 32-bit counts and pointers lose their upper halves even when nothing is done or a fault comes, as on hardware. */
+	/* A 32-bit count, and in MOVS and STOS the pointers, lose their upper halves even when nothing is done or a fault
+	 * comes, as on hardware (Intel, seen by tests/insn). */
 	if (s.rep && i->addrsize == 4 && cpu_code64(c))
 		for (unsigned r = RCX; r <= RDI; r++)
 			if (regs & BIT(r))
@@ -176,7 +178,7 @@ H(op_stos)
 
 H(op_lods)
 {
-	struct str s = str_begin(c, i, STR_SRC);
+	struct str s = str_begin(c, i, STR_COUNT);
 	u64 burst = 0;
 	while (s.count) {
 		u64 src, v;
@@ -214,7 +216,7 @@ static bool repeat_ends(const struct cpu *c, const struct insn *i)
 
 H(op_scas)
 {
-	struct str s = str_begin(c, i, STR_DST);
+	struct str s = str_begin(c, i, STR_COUNT);
 	u64 burst = 0;
 	while (s.count) {
 		u64 dst, v;
@@ -236,7 +238,7 @@ H(op_scas)
 
 H(op_cmps)
 {
-	struct str s = str_begin(c, i, STR_SRC | STR_DST);
+	struct str s = str_begin(c, i, STR_COUNT);
 	u64 burst = 0;
 	while (s.count) {
 		u64 src, dst, a, b;
@@ -277,7 +279,7 @@ H(op_ins)
 	int r = io_check(c, i, port, i->opsize); /* even when the count is 0 */
 	if (r)
 		return r;
-	struct str s = str_begin(c, i, STR_DST);
+	struct str s = str_begin(c, i, STR_COUNT);
 	if (!s.count)
 		NEXT(c, i);
 	if ((r = seg_linear(c, i, ES, index_reg(c, i, RDI), s.size, ACC_W, &dst)) ||
@@ -308,7 +310,7 @@ H(op_outs)
 	int r = io_check(c, i, port, i->opsize);
 	if (r)
 		return r;
-	struct str s = str_begin(c, i, STR_SRC);
+	struct str s = str_begin(c, i, STR_COUNT);
 	if (!s.count)
 		NEXT(c, i);
 	if ((r = seg_linear(c, i, i->seg, index_reg(c, i, RSI), s.size, ACC_R, &src)) ||

@@ -25,14 +25,15 @@ int native_gather(struct cpu *c, const struct insn *i)
 		k = fpu_get_k(c, g->mask);
 	} else {
 		fpu_get_vector(c, g->mask, mask);
-		for (unsigned n = 0; n < g->count; n++)
-			if (mask[(n + 1) * g->data_size - 1] & 0x80)
-				k |= BIT(n);
+		for (unsigned e = 0; e < g->count; e++)
+			if (mask[(e + 1) * g->data_size - 1] & 0x80)
+				k |= BIT(e);
 	}
 	/* No alignment checks (SDM: "does not perform AC checks"). */
 	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
 	c->sflags &= ~ac;
-	for (unsigned n = 0; n < g->count && !r; n++) {
+	unsigned n;
+	for (n = 0; n < g->count && !r; n++) {
 		struct insn at = *i;
 		int fault = 0;
 		if (!(k & BIT(n)))
@@ -59,13 +60,14 @@ int native_gather(struct cpu *c, const struct insn *i)
 		/* Elements that are due become all ones, everything else zero, whether a fault ends it or not (SDM, VGATHERDPD:
 		 * the mask is extended from its most significant bits first). */
 		native_fill(mask, 0, 64);
-		for (unsigned n = 0; n < g->count; n++)
-			if (k & BIT(n))
-				native_fill(mask + n * g->data_size, 0xff, g->data_size);
+		for (unsigned e = 0; e < g->count; e++)
+			if (k & BIT(e))
+				native_fill(mask + e * g->data_size, 0xff, g->data_size);
 		fpu_set_vector(c, g->mask, mask);
 	}
 	if (!g->scatter) {
-		if (!r || !g->evex)
+		/* The upper part goes with the first element that is dealt with (a VEX mask bit that is clear counts). */
+		if (!r || (!g->evex && n > 1))
 			native_fill(data + g->vl, 0, 64u - g->vl);
 		fpu_set_vector(c, g->data, data);
 	}

@@ -6,6 +6,9 @@
 
 #include "gen.h"
 
+/* Prints how often each entry of the table of known differences was needed. */
+void report_known(FILE *out);
+
 /* True when the results agree.  Writes the differences to out (may be NULL): one line per item. */
 bool compare_results(const struct insn_batch *b, const struct insn_case *c, struct insn_result *want, struct insn_result *got,
 		     FILE *out);

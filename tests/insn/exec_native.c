@@ -144,7 +144,7 @@ static void native_load(ucontext_t *uc)
 void native_handler(int sig, siginfo_t *info, void *ucv)
 {
 	ucontext_t *uc = ucv;
-	native_segs.flags = 2;
+	native_segs.flags = ((u64)uc->uc_mcontext.gregs[REG_EFL] & BIT(21)) | 2; /* ID goes back as it came */
 	if (!running) {
 		if (sig != SIGTRAP)
 			return;

@@ -151,7 +151,7 @@ static void run_random(struct executor *a, struct executor *b)
 			check_case(a, b, i, first + i);
 	}
 	free(pending);
-	printf("insn: %llu random cases in %.1f s (%.1f s generating)\n", (unsigned long long)opt_count, now() - t0, tgen);
+	printf("insn: %llu random cases in %.1f s (%.1f s generating)\n", (unsigned long long)ALIGN_UP(opt_count, (u64)BATCH_CASES), now() - t0, tgen);
 }
 
 static int by_name(const void *a, const void *b)
@@ -245,6 +245,7 @@ int main(int argc, char **argv)
 	b->destroy(b);
 	if (opt_case != ~0ull)
 		return mismatches ? 1 : 0;
+	report_known(stdout);
 	u32 missed = report_forms();
 	printf("insn: ended with");
 	for (unsigned i = 0; i < ARRAY_SIZE(ends); i++)
