@@ -201,6 +201,8 @@ int boot_image(struct boot *b)
 	bool flat = has_mb && (mb.flags & 1u << 16); /* address fields: need not be an ELF */
 	if (r && !flat)
 		return r;
+	if (b->errlen)
+		b->err[0] = 0;
 	if (how == MACHINE_BOOT_AUTO)
 		how = has_mb ? MACHINE_BOOT_MULTIBOOT : is_linux(b) ? MACHINE_BOOT_LINUX : MACHINE_BOOT_PVH;
 	switch (how) {
