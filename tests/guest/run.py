@@ -9,11 +9,11 @@ import argparse, os, subprocess, sys, time
 
 OK = (0x10 << 1) | 1  # isa-debug-exit turns the value written into (value << 1) | 1
 
-# name: (seconds allowed, exit under umbra, exit under QEMU, text that must appear under umbra)
+# name: (seconds allowed, exit under umbra, exit under QEMU, text that must appear)
 DEFAULT = (30, OK, OK, "PASSED")
 SPECIAL = {
     # the CPU shuts down: QEMU -no-reboot leaves with 0, umbra reports an engine death
-    "triple": (20, 125, 0, ""),
+    "triple": (20, 125, 0, "about to triple-fault"),
     # power-off by ACPI
     "poweroff": (20, 0, 0, "powering off"),
 }
@@ -26,7 +26,7 @@ def command(vmm, umbra, elf):
                 "-monitor", "none", "-serial", "null", "-no-reboot"]
     if vmm == "engine":
         return [os.path.join(os.path.dirname(elf), "bare_vm"), elf]
-    return [umbra, "run", "--memory", "256M", "--kernel", elf]
+    return [umbra, "run", "--console", "--memory", "256M", "--kernel", elf]
 
 
 def main():
