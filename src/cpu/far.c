@@ -177,7 +177,8 @@ static int far_mem(struct cpu *c, const struct insn *i, bool call)
 	u8 b[10];
 	int fault = 0;
 	u64 ea = insn_ea(c, i, n + 2, ACC_R, &fault), off = 0;
-	if (fault || (fault = mem_read_slow(c, i, ea, b, n + 2)))
+	/* Two accesses, as alignment checks show. */
+	if (fault || (fault = mem_read_slow(c, i, ea, b, n)) || (fault = mem_read_slow(c, i, ea + n, b + n, 2)))
 		return fault;
 	for (unsigned k = 0; k < n; k++)
 		off |= (u64)b[k] << (8 * k);

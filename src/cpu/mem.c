@@ -108,8 +108,9 @@ static int access_prepare(struct cpu *c, const struct insn *i, u64 gva, unsigned
 	if (cpu_long_mode(c) && unlikely(!gva_canonical(gva) || !gva_canonical(gva + size - 1)))
 		return exc_raise_error(c, i, is_stack_insn(i) ? VEC_SS : VEC_GP, 0);
 	if (unlikely(c->tlb == c->tlbs[TLB_EMPTY])) {
-		if (user && (c->sflags & FL_AC) && (c->cr0 & CR0_AM) && (size == 2 || size == 4 || size == 8) &&
-		    (gva & (size - 1)))
+		/* SDM table 6-7; 10 bytes: an extended real, aligned to 8 */
+		if (user && (c->sflags & FL_AC) && (c->cr0 & CR0_AM) &&
+		    (((size == 2 || size == 4 || size == 8) && (gva & (size - 1))) || (size == 10 && (gva & 7))))
 			return exc_raise_error(c, i, VEC_AC, 0);
 		if (c->dr7 & 0xff)
 			check_watchpoints(c, gva, size, a);

@@ -173,10 +173,25 @@ static void gpr_restore(struct cpu *c, const struct gpr_copy *s)
 	c->aflags = s->aflags;
 }
 
+/* An x87 store that meets an unmasked exception does not store.  Seen by a pattern that is still there. */
+static void unstored_mark(u8 *buf, unsigned size)
+{
+	for (unsigned k = 0; k < size; k++)
+		buf[k] = (u8)(0x5a + 37 * k);
+}
+
+static bool unstored(const u8 *buf, unsigned size)
+{
+	for (unsigned k = 0; k < size; k++)
+		if (buf[k] != (u8)(0x5a + 37 * k))
+			return false;
+	return true;
+}
+
 /* The operand at ea cannot be accessed.  What comes before that on hardware: the instruction does not exist (#UD), an
  * x87 exception is pending (#MF), a misaligned operand of an instruction that checks alignment (#GP).  The host is asked,
  * on scratch memory and with everything put back. */
-static int fault_order(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault)
+static int fault_order(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault, u32 *done)
 {
 	unsigned align = op->size & -(unsigned)op->size; /* 16, 32, 64 */
 	struct gpr_copy gpr;
@@ -190,7 +205,15 @@ static int fault_order(struct cpu *c, const struct insn *i, const struct native_
 	gpr_save(c, &gpr);
 	if (fpu)
 		fpu_checkpoint(c);
-	u32 status = native_run(c, op, c->native->scratch + PAGE_SIZE + (ea & 63));
+	u8 *buf = c->native->scratch + PAGE_SIZE + (ea & 63);
+	const bool x87_store = (op->flags & NF_X87) && op->access == NACC_W;
+	if (x87_store)
+		unstored_mark(buf, op->size);
+	u32 status = native_run(c, op, buf);
+	if (x87_store && status == STUB_X87_PENDING && unstored(buf, op->size)) {
+		*done = status;
+		return 0; /* an unmasked exception: memory is not touched, the instruction is complete */
+	}
 	if (convert)
 		__asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
 	gpr_restore(c, &gpr);
@@ -217,12 +240,12 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	if (op->access & NACC_W) {
 		r = mem_probe(c, i, ea, op->size, ACC_W);
 		if (r)
-			return fault_order(c, i, op, ea, r);
+			return fault_order(c, i, op, ea, r, status);
 	}
 	if (op->access & NACC_R) {
 		r = mem_read_slow(c, i, ea, buf, op->size);
 		if (r)
-			return fault_order(c, i, op, ea, r);
+			return fault_order(c, i, op, ea, r, status);
 	}
 	bool x87 = op->flags & NF_X87;
 	if (op->access & NACC_W) {
@@ -230,6 +253,8 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 		if (x87)
 			fpu_checkpoint(c);
 	}
+	if (x87 && op->access == NACC_W)
+		unstored_mark(buf, op->size);
 	*status = native_run(c, op, buf);
 	if (*status == STUB_FAULT && c->native->fault.trapno == VEC_AC && (op->flags & NF_LOCK)) {
 		/* The host refuses split locks: not atomic then, but done. */
@@ -240,6 +265,8 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	}
 	if (*status == STUB_FAULT)
 		return native_raise(c, i);
+	if (*status == STUB_X87_PENDING && op->access == NACC_W && unstored(buf, op->size))
+		return 0;
 	if (op->access & NACC_W) {
 		r = mem_write_slow(c, i, ea, buf, op->size);
 		if (r) { /* executed again later */
@@ -365,7 +392,7 @@ static int memory_slow(struct cpu *c, const struct insn *i, const struct native_
 	if (op->flags & NF_MASKED)
 		r = masked(c, i, op, ea);
 	else if (fault)
-		r = fault_order(c, i, op, ea, fault);
+		r = fault_order(c, i, op, ea, fault, &status);
 	else
 		r = bounce(c, i, op, ea, &status);
 	if (r == RETRY)
@@ -386,8 +413,14 @@ int native_memory(struct cpu *c, const struct insn *i)
 		return fault;
 	enum access acc = op->access & NACC_W ? ACC_W : ACC_R;
 	u64 ea = insn_ea(c, i, op->size, acc, &fault);
-	if (unlikely(fault))
-		return fault_order(c, i, op, 0, fault);
+	if (unlikely(fault)) { /* no address: it does not matter where the operand would be */
+		u32 status = STUB_OK;
+		fault = fault_order(c, i, op, 0, fault, &status);
+		if (fault)
+			return fault;
+		x87_executed(c, i, op, status);
+		NEXT(c, i);
+	}
 	if (acc == ACC_R)
 		p = tlb_read_ptr(c, ea, op->size);
 	if (!p)

@@ -32,7 +32,7 @@ int native_gather(struct cpu *c, const struct insn *i)
 	/* No alignment checks (SDM: "does not perform AC checks"). */
 	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
 	c->sflags &= ~ac;
-	unsigned n;
+	unsigned n, done = 0;
 	for (n = 0; n < g->count && !r; n++) {
 		struct insn at = *i;
 		int fault = 0;
@@ -48,8 +48,10 @@ int native_gather(struct cpu *c, const struct insn *i)
 			r = g->data_size == 8 ? mem_write64(c, i, ea, *(u64 *)p) : mem_write32(c, i, ea, *(u32 *)p);
 		else
 			r = g->data_size == 8 ? mem_read64(c, i, ea, (u64 *)p) : mem_read32(c, i, ea, (u32 *)p);
-		if (!r)
+		if (!r) {
 			k &= ~BIT(n);
+			done++;
+		}
 	}
 	c->sflags |= ac;
 	if (r == STEP_EXIT)
@@ -66,8 +68,8 @@ int native_gather(struct cpu *c, const struct insn *i)
 		fpu_set_vector(c, g->mask, mask);
 	}
 	if (!g->scatter) {
-		/* The upper part goes with the first element that is dealt with (a VEX mask bit that is clear counts). */
-		if (!r || (!g->evex && n > 1))
+		/* The upper part goes with the first element that is dealt with (a clear mask bit counts). */
+		if (!r || n > 1)
 			native_fill(data + g->vl, 0, 64u - g->vl);
 		fpu_set_vector(c, g->data, data);
 	}

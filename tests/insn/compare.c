@@ -43,8 +43,9 @@ static struct known {
 	  "a far CALL to a non-canonical address has already written the stack (RSP does not move)" },
 #define STATE(m, items)                                                                                                   \
 	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, items, -1,                                                                \
-	  "state images: order of accesses (CR2 within the page), #AC instead of #GP (SDM vol. 2), width of FIP and FDP" }
-	STATE(FNSTENV, KNOWN_CR2), STATE(FNSAVE, KNOWN_CR2), STATE(FLDENV, KNOWN_CR2), STATE(FRSTOR, KNOWN_CR2),
+	  "state images: order of accesses (which of two faults is seen), #AC instead of #GP (SDM vol. 2), width of FIP and FDP" }
+	STATE(FNSTENV, KNOWN_CR2 | KNOWN_END), STATE(FNSAVE, KNOWN_CR2 | KNOWN_END), STATE(FLDENV, KNOWN_CR2 | KNOWN_END),
+	STATE(FRSTOR, KNOWN_CR2 | KNOWN_END),
 	STATE(FXSAVE, KNOWN_CR2 | KNOWN_END), STATE(FXSAVE64, KNOWN_CR2 | KNOWN_END),
 	STATE(FXRSTOR, KNOWN_CR2 | KNOWN_END), STATE(FXRSTOR64, KNOWN_CR2 | KNOWN_END | KNOWN_FIP),
 	STATE(XSAVE, KNOWN_CR2 | KNOWN_END), STATE(XSAVE64, KNOWN_CR2 | KNOWN_END), STATE(XSAVEC, KNOWN_CR2 | KNOWN_END),
@@ -56,6 +57,11 @@ static struct known {
 	  "#AC of partial vector operands is up to the implementation (SDM vol. 3, interrupt 17)" }
 	ALIGN(VCVTPH2PS), ALIGN(VCVTPS2PH), ALIGN(VMASKMOVDQU), ALIGN(MASKMOVDQU), ALIGN(MASKMOVQ),
 #undef ALIGN
+#define STACK(m)                                                                                                         \
+	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, KNOWN_END, 13,                                                            \
+	  "reads of the stack beyond CS against the checks of CS: the order is not specified" }
+	STACK(RET), STACK(IRET), STACK(IRETD), STACK(IRETQ),
+#undef STACK
 	{ 0, 0, KNOWN_END, 13, "longer than 15 bytes and undefined as well: #GP or #UD" },
 };
 
@@ -170,7 +176,7 @@ bool compare_results(const struct insn_batch *b, const struct insn_case *c, stru
 {
 	unsigned n = 0;
 	if (want->end != got->end &&
-	    ((want->end == 17 || got->end == 17 || c->form == ~0u) && want->end < 32 && got->end < 32) &&
+	    ((want->end == 17 || got->end == 17 || (want->end == 13 && got->end == 14) || c->form == ~0u) && want->end < 32 && got->end < 32) &&
 	    forgive(c, KNOWN_END, want->end))
 		return true; /* the rest follows from it */
 	if (want->end != got->end) {
@@ -188,9 +194,10 @@ bool compare_results(const struct insn_batch *b, const struct insn_case *c, stru
 		we |= 1;
 		ge |= 1;
 	}
-	if (we != ge)
+	bool other_fault = want->cr2 != got->cr2 && want->cr2 - got->cr2 + XSAVE_MAX < 2 * XSAVE_MAX && forgive(c, KNOWN_CR2, want->end);
+	if (we != ge && !other_fault)
 		differ(out, &n, "error", we, ge);
-	if (want->cr2 != got->cr2 && !(want->cr2 >> 12 == got->cr2 >> 12 && forgive(c, KNOWN_CR2, want->end)))
+	if (want->cr2 != got->cr2 && !other_fault)
 		differ(out, &n, "cr2", want->cr2, got->cr2);
 	if (want->rip != got->rip)
 		differ(out, &n, "rip", want->rip, got->rip);

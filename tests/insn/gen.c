@@ -515,7 +515,8 @@ static void gen_branch(struct insn_case *c, const ZydisDecodedInstruction *z, co
 	if (z->mnemonic == ZYDIS_MNEMONIC_IRET || z->mnemonic == ZYDIS_MNEMONIC_IRETD || z->mnemonic == ZYDIS_MNEMONIC_IRETQ) {
 		words[0] = target;
 		words[1] = sel;
-		words[2] = (rng_u64(r) & 0x240cd5) | (rng_one_in(r, 2) ? 0x202 : (rng_u64(r) & 0x3b2a) | 2);
+		/* No AC: Linux takes the #AC of an IRET that sets it for a split lock, and tries again for ever. */
+		words[2] = (rng_u64(r) & 0x200cd5) | (rng_one_in(r, 2) ? 0x202 : (rng_u64(r) & 0x3b2a) | 2);
 		words[3] = DATA_BASE + rng_below(r, DATA_RW_SIZE);
 		words[4] = rng_one_in(r, 2) ? SEL_USER_DS : pick_selector(r);
 		u8 b[40];
