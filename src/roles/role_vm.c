@@ -188,7 +188,8 @@ static void role_vm_finish(struct role_vm *vm, const struct machine_result *res)
 	if (x.ending == PROTO_END_EXIT_CODE)
 		x.code = (res->code << 1 | 1) & 0xff; /* as QEMU's isa-debug-exit */
 	snprintf(x.text, sizeof x.text, "%s", res->text[0] ? res->text : machine_end_names[res->end]);
-	if (x.ending == PROTO_END_ENGINE || x.ending == PROTO_END_TRIPLE_FAULT || x.ending == PROTO_END_PANIC) {
+	/* Also when it was told to stop or has reset itself: the supervisor decides whether that was expected. */
+	if (x.ending != PROTO_END_POWEROFF && x.ending != PROTO_END_EXIT_CODE && x.ending != PROTO_END_INSN_LIMIT) {
 		report_cause(vm->report, "%s", x.text);
 		report_section(vm->report, "ending");
 		report_printf(vm->report, "%s, vcpu %u: %s\n", machine_end_names[res->end], res->vcpu, x.text);

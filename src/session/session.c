@@ -22,7 +22,7 @@
 #include "session/session.h"
 #include "super/proto.h"
 
-#define TAIL_SIZE 8192 /* of the console's output, to find a panic message in */
+#define TAIL_SIZE PROTO_TAIL_MAX /* of the console's output, to find a panic message in */
 #define KEY_INTERRUPT 0x03 /* Ctrl-C while the guest boots */
 #define KEY_ESCAPE 0x1d    /* Ctrl-]: leaves the raw console */
 
@@ -519,6 +519,7 @@ static void report(struct session *s)
 	if (s->failed) {
 		struct proto_text t = { 0 };
 		memcpy(t.text, s->cause, sizeof t.text);
+		tell(s, PROTO_SESSION_TAIL, s->tail, (u32)s->tail_len);
 		tell(s, PROTO_SESSION_FAILED, &t, sizeof t);
 		s->reported = true;
 	} else if (s->exited && !s->out.len && !s->err.len && !s->aside.len) {

@@ -17,6 +17,7 @@ const unsigned proto_from_vm_n = ARRAY_SIZE(proto_from_vm);
 const struct msg_spec proto_from_session[] = {
 	PROTO_EMPTY(PROTO_SESSION_STARTED),
 	PROTO_STRUCT(PROTO_SESSION_EXITED, struct proto_exited),
+	{ .type = PROTO_SESSION_TAIL, .name = "PROTO_SESSION_TAIL", .max_len = PROTO_TAIL_MAX },
 	PROTO_STRUCT(PROTO_SESSION_FAILED, struct proto_text),
 	PROTO_STRUCT(PROTO_LOG, struct proto_log),
 	PROTO_STRUCT(PROTO_FAILED, struct proto_failed),

@@ -48,6 +48,7 @@ enum proto_type {
 	/* session → supervisor */
 	PROTO_SESSION_STARTED, /* the guest's agent answered; the command starts (boot time ends here) */
 	PROTO_SESSION_EXITED,  /* struct proto_exited: the command ended and all its output is written */
+	PROTO_SESSION_TAIL,    /* the last of the console's output, raw, for the report; before PROTO_SESSION_FAILED */
 	PROTO_SESSION_FAILED,  /* struct proto_text: one line of cause */
 
 	/* any role → supervisor */
@@ -127,6 +128,8 @@ struct proto_failed {
 	s32 errnum;
 	char text[508];
 };
+
+#define PROTO_TAIL_MAX 8192
 
 struct proto_extracted {
 	u64 size; /* of the ELF */

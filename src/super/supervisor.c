@@ -85,6 +85,8 @@ struct super {
 	bool vm_ended;     /* PROTO_VM_ENDED came */
 	struct proto_vm_ended ended;
 	bool want_report;
+	char tail[PROTO_TAIL_MAX]; /* of the console, for the report */
+	u32 tail_len;
 	unsigned signals[NSIG];
 	bool session_started;
 	u64 start_ns, boot_ns;
@@ -366,8 +368,14 @@ static void super_session_failed(struct super *s, const struct msg *m)
 	memcpy(&t, m->body, sizeof t);
 	super_text(text, sizeof text, t.text, sizeof t.text);
 	super_fail(s, "%s", text);
-	s->want_report |= !s->session_started && !s->vm_ended;
+	s->want_report = true;
 	super_stop_vm(s);
+}
+
+static void super_session_tail(struct super *s, const struct msg *m)
+{
+	memcpy(s->tail, m->body, m->len); /* the table has checked the length */
+	s->tail_len = m->len;
 }
 
 static void super_on_session(void *arg, int fd, u32 events)
@@ -392,6 +400,7 @@ static void super_on_session(void *arg, int fd, u32 events)
 			s->session_started = true;
 			break;
 		case PROTO_SESSION_EXITED: super_session_exited(s, &s->msg); break;
+		case PROTO_SESSION_TAIL: super_session_tail(s, &s->msg); break;
 		case PROTO_SESSION_FAILED: super_session_failed(s, &s->msg); break;
 		case PROTO_LOG: super_role_log(&s->session, &s->msg); break;
 		case PROTO_FAILED:
@@ -758,8 +767,18 @@ static void super_write_report(struct super *s)
 		 (unsigned long long)(s->cfg->memory / MiB), s->cfg->cpus, u.sysname, u.release, u.machine,
 		 (unsigned long long)((loop_now_ns() - s->start_ns) / 1000000u),
 		 r->complete ? "complete" : "the process died before it was complete");
+	static char text[REPORT_SIZE + sizeof s->tail + 64];
+	memcpy(text, r->text, len);
+	if (s->tail_len) {
+		static const char title[] = "\n== end of the console's output ==\n";
+		memcpy(text + len, title, sizeof title - 1);
+		len += (u32)sizeof title - 1;
+		for (u32 i = 0; i < s->tail_len; i++)
+			if (s->tail[i] != '\r')
+				text[len++] = s->tail[i];
+	}
 	struct err e = { 0 };
-	if (report_write_file(header, r->text, len, s->res->report, sizeof s->res->report, &e)) {
+	if (report_write_file(header, text, len, s->res->report, sizeof s->res->report, &e)) {
 		log_warn("%s", e.text);
 	} else {
 		size_t n = strlen(s->res->error);

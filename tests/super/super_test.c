@@ -160,7 +160,7 @@ static struct super_config config(const char *vm, const char *session)
 	CHECK(write(sfd, session, strlen(session)) >= 0);
 	return (struct super_config){ .kernel_fd = kernel_fd, .kernel_name = "fake", .initrd_fd = -1, .cmdline = vm,
 				      .memory = 16 * MiB, .cpus = 1, .session_fd = sfd, .stdin_fd = 0, .stdout_fd = 1,
-				      .stderr_fd = 2, .trace_fd = -1, .grace_ns = 50000000 };
+				      .stderr_fd = 2, .trace_fd = -1, .checkpoint_fd = -1, .grace_ns = 50000000 };
 }
 
 static unsigned open_fds(void)
