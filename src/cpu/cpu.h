@@ -135,6 +135,7 @@ struct cpu {
 	struct seg seg[SREG_COUNT], ldtr, tr;
 	struct dtr gdtr, idtr;
 	u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0;
+	u64 pdpte[4]; /* PAE paging: as the last load of CR3 found them */
 	u64 dr[4], dr6, dr7;
 	u64 star, lstar, cstar, sfmask, kernel_gs_base, tsc_aux, pat, apic_base, mtrr_def;
 	u64 sysenter_cs, sysenter_esp, sysenter_eip, xss, misc_enable, spec_ctrl, tsc_adjust;
@@ -211,6 +212,8 @@ static inline bool gva_canonical(u64 va) { return (u64)((s64)(va << 16) >> 16) =
 enum cpu_exit cpu_run(struct cpu *c);
 /* Re-derives tlb, mode_key, slow from CPL, AC, CR*, DR7, TF, CS.  After any change to them. */
 void cpu_update_mode(struct cpu *c);
+/* After CR0, CR3 and CR4 were set from outside: the PDPTEs of PAE paging. */
+void cpu_pdptes_reload(struct cpu *c);
 /* Power-on state (SDM 10.1.1) with INIT's differences when init is true. */
 void cpu_reset(struct cpu *c, bool init);
 

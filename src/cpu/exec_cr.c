@@ -36,21 +36,26 @@ static u64 cr4_legal(const struct cpu *c)
 	return legal;
 }
 
-/* PAE paging outside IA-32e mode: loading CR3 (or switching to it) checks the four PDPTEs (SDM 4.4.1).  The page walk
- * reads them again at each use; a guest that changes one without loading CR3 gets the new one early. */
-static bool pdptes_legal(const struct cpu *c, u64 cr0, u64 cr3, u64 cr4)
+/* PAE paging outside IA-32e mode: loading CR3 (or switching to it) checks and loads the four PDPTEs, which the page walk
+ * then uses until the next load (SDM 4.4.1).  False: a reserved bit, nothing is loaded.  Nothing after it may fail. */
+static bool pdptes_load(struct cpu *c, u64 cr0, u64 cr3, u64 cr4)
 {
+	u64 loaded[4];
 	if (!(cr0 & CR0_PG) || !(cr4 & CR4_PAE) || (c->efer & EFER_LME))
 		return true;
 	const u64 reserved = BIT(1) | BIT(2) | (MASK(9) & ~MASK(5)) | ~MASK(c->maxphyaddr);
 	for (unsigned k = 0; k < 4; k++) {
 		const volatile u64 *e = ram_ptr(c->ram, GPA((cr3 & 0xffffffe0) + 8 * k), 8);
-		u64 v = e ? *e : ~0ull;
-		if ((v & PTE_P) && (v & reserved))
+		loaded[k] = e ? *e : ~0ull;
+		if ((loaded[k] & PTE_P) && (loaded[k] & reserved))
 			return false;
 	}
+	for (unsigned k = 0; k < 4; k++)
+		c->pdpte[k] = loaded[k];
 	return true;
 }
+
+void cpu_pdptes_reload(struct cpu *c) { (void)pdptes_load(c, c->cr0, c->cr3, c->cr4); }
 
 static int write_cr0(struct cpu *c, const struct insn *i, u64 v)
 {
@@ -74,7 +79,7 @@ static int write_cr0(struct cpu *c, const struct insn *i, u64 v)
 			return exc_gp(c, i, 0);
 		efer &= ~EFER_LMA;
 	}
-	if ((changed & (CR0_PG | CR0_CD | CR0_NW)) && !pdptes_legal(c, v, c->cr3, c->cr4))
+	if ((changed & (CR0_PG | CR0_CD | CR0_NW)) && !pdptes_load(c, v, c->cr3, c->cr4))
 		return exc_gp(c, i, 0);
 	u64 next = insn_next_rip(c, i);
 	c->cr0 = v;
@@ -95,7 +100,7 @@ static int write_cr3(struct cpu *c, const struct insn *i, u64 v)
 			return exc_gp(c, i, 0);
 	} else {
 		v = (u32)v;
-		if (!pdptes_legal(c, c->cr0, v, c->cr4))
+		if (!pdptes_load(c, c->cr0, v, c->cr4))
 			return exc_gp(c, i, 0);
 	}
 	c->cr3 = v;
@@ -114,7 +119,7 @@ static int write_cr4(struct cpu *c, const struct insn *i, u64 v)
 		return exc_gp(c, i, 0);
 	if ((changed & v & CR4_PCIDE) && (!cpu_long_mode(c) || (c->cr3 & 0xfff)))
 		return exc_gp(c, i, 0);
-	if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) && !pdptes_legal(c, c->cr0, c->cr3, v))
+	if ((changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) && !pdptes_load(c, c->cr0, c->cr3, v))
 		return exc_gp(c, i, 0);
 	u64 next = insn_next_rip(c, i);
 	c->cr4 = v;

@@ -89,7 +89,12 @@ again:;
 	const struct level *l = lv;
 	for (;; k++, l++) {
 		u64 addr = table + ((gva >> l->shift) & MASK(l->index_bits)) * l->entry_size;
-		pte = entry_read(c, addr, l->entry_size, &used[k].p);
+		if (unlikely(!long_mode && pae && k == 0)) {
+			pte = c->pdpte[(gva >> 30) & 3];
+			used[k].p = NULL;
+		} else {
+			pte = entry_read(c, addr, l->entry_size, &used[k].p);
+		}
 		used[k].val = pte;
 		if (!(pte & PTE_P))
 			return page_fault(e, gva, err);

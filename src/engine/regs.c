@@ -70,6 +70,7 @@ int soft_set_sregs(struct vcpu *v, const struct kvm_sregs *s)
 	c->cr4 = s->cr4;
 	c->efer = s->efer;
 	c->cpl = c->cr0 & CR0_PE ? c->seg[SS].dpl : 0;
+	cpu_pdptes_reload(c);
 	mmu_flush_all(c);
 	cpu_update_mode(c);
 	return 0;
