@@ -59,6 +59,8 @@ void native_init(struct native *n, void *rw, void *rx, size_t size, void *scratc
 		n->comp_offset[i] = r[1];
 		n->comp_aligned[i] = r[2] & BIT(1);
 	}
+	host_cpuid(0x80000008, 0, r);
+	n->linear_unused = (u8)(64 - (r[0] >> 8 & 0xff));
 	host_cpuid(7, 0, r);
 	n->fcs_fds = !(r[1] & BIT(13));
 	probe_x87(n);

@@ -11,11 +11,18 @@ enum { FX_SIZE = 512 };
 
 static int check_area(struct cpu *c, const struct insn *i, u64 ea, unsigned size, enum access a)
 {
+	/* Where processors look first is the address of a page fault: FXSAVE and the XSAVE family at the last byte, other
+	 * stores at the first and then at the last. */
+	int r = size >= FX_SIZE ? 0 : mem_probe(c, i, ea, 1, a);
+	if (!r && (size >= FX_SIZE || a == ACC_W))
+		r = mem_probe(c, i, ea + size - 1, 1, a);
+	if (r)
+		return r;
 	for (unsigned k = 0; k < size;) {
 		unsigned n = (unsigned)(PAGE_SIZE - ((ea + k) & ~PAGE_MASK));
 		if (n > size - k)
 			n = size - k;
-		int r = mem_probe(c, i, ea + k, n, a);
+		r = mem_probe(c, i, ea + k, 1, a);
 		if (r)
 			return r;
 		k += n;
@@ -78,7 +85,8 @@ static void get_pointers(struct cpu *c, const u8 *img, bool form64)
 	struct native *n = c->native;
 	*(u16 *)(c->xsave + FX_FOP) = *(const u16 *)(img + FX_FOP) & 0x7ff;
 	if (form64) {
-		c->fip = *(const u64 *)(img + FX_FIP);
+		/* FIP is kept as a linear address of the host's width. */
+		c->fip = (u64)(*(const s64 *)(img + FX_FIP) << n->linear_unused >> n->linear_unused);
 		c->fdp = *(const u64 *)(img + FX_FDP);
 		n->fcs = n->fds = 0;
 	} else {
@@ -103,12 +111,7 @@ static void x87_out(struct cpu *c, u8 *img, bool form64)
 static void x87_in(struct cpu *c, const u8 *img, bool form64)
 {
 	u8 *x = fpu_component(c, XC_X87);
-	/* As the registers would have it: reserved bits of FCW, and ES and B from the unmasked exceptions (SDM 8.1.3). */
-	u16 fcw = (u16)((*(const u16 *)(img + FX_FCW) & 0x1f3f) | 0x40), fsw = *(const u16 *)(img + FX_FSW) & 0x7f7f;
-	if (fsw & ~fcw & 0x3f)
-		fsw |= 0x8080;
-	*(u16 *)(x + FX_FCW) = fcw;
-	*(u16 *)(x + FX_FSW) = fsw;
+	*(u32 *)(x + FX_FCW) = *(const u32 *)(img + FX_FCW);
 	x[FX_FTW] = img[FX_FTW];
 	get_pointers(c, img, form64);
 	native_copy(x + FX_ST, img + FX_ST, FX_XMM - FX_ST);
@@ -132,11 +135,15 @@ static int begin(struct cpu *c, const struct insn *i, unsigned size, unsigned al
 	*ea = insn_ea(c, i, size, a, &fault);
 	if (fault)
 		return fault;
-	if (!(*ea & (align - 1)))
-		return 0;
-	if (cpu_long_mode(c) && !gva_canonical(*ea) && i->seg == SS)
-		return exc_raise_error(c, i, VEC_SS, 0);
-	return exc_gp(c, i, 0);
+	if (cpu_long_mode(c) && !gva_canonical(*ea)) {
+		fault = mem_probe(c, i, *ea, 1, a);
+		if (fault)
+			return fault;
+	}
+	/* With alignment checks on, #AC takes the place of #PF, not of #GP. */
+	if (native_alignment_due(c, *ea, align) && mem_probe(c, i, *ea, 1, a) == STEP_FAULT)
+		return exc_raise_error(c, i, VEC_AC, 0);
+	return *ea & (align - 1) ? exc_gp(c, i, 0) : 0;
 }
 
 int fpu_op_fxsave(struct cpu *c, const struct insn *i)
@@ -168,7 +175,9 @@ int fpu_op_fxrstor(struct cpu *c, const struct insn *i)
 	int r = begin(c, i, FX_SIZE, 16, ACC_R, &ea);
 	if (r)
 		return r;
-	r = copy_area(c, i, ea, img, FX_SIZE, ACC_R);
+	r = check_area(c, i, ea, FX_SIZE, ACC_R);
+	if (!r)
+		r = copy_area(c, i, ea, img, FX_SIZE, ACC_R);
 	if (r)
 		return r;
 	u32 mxcsr = *(u32 *)(img + FX_MXCSR);
@@ -177,6 +186,7 @@ int fpu_op_fxrstor(struct cpu *c, const struct insn *i)
 	x87_in(c, img, i->aux & FORM_64);
 	native_copy(fpu_component(c, XC_SSE), img + FX_XMM, 16 * vectors(c));
 	*(u32 *)(c->xsave + FX_MXCSR) = mxcsr;
+	fpu_load(c); /* reserved and derived bits become what the processor makes of them */
 	NEXT(c, i);
 }
 
@@ -370,6 +380,7 @@ int fpu_op_xrstor(struct cpu *c, const struct insn *i)
 	}
 	if (load_mxcsr)
 		*(u32 *)(c->xsave + FX_MXCSR) = mxcsr;
+	fpu_load(c); /* reserved and derived bits become what the processor makes of them */
 	NEXT(c, i);
 }
 
@@ -403,7 +414,8 @@ int fpu_op_fnstenv(struct cpu *c, const struct insn *i)
 	u64 ea = insn_ea(c, i, size, ACC_W, &fault);
 	if (fault)
 		return fault;
-	fault = check_area(c, i, ea, size, ACC_W);
+	fault = native_alignment_due(c, ea, i->opsize == 2 ? 2 : 4) ? exc_raise_error(c, i, VEC_AC, 0) :
+								      check_area(c, i, ea, size, ACC_W);
 	if (fault)
 		return fault;
 	fpu_load(c);
@@ -467,7 +479,10 @@ int fpu_op_fldenv(struct cpu *c, const struct insn *i)
 	u64 ea = insn_ea(c, i, size, ACC_R, &fault);
 	if (fault)
 		return fault;
-	fault = copy_area(c, i, ea, in, size, ACC_R);
+	fault = native_alignment_due(c, ea, i->opsize == 2 ? 2 : 4) ? exc_raise_error(c, i, VEC_AC, 0) :
+								      check_area(c, i, ea, size, ACC_R);
+	if (!fault)
+		fault = copy_area(c, i, ea, in, size, ACC_R);
 	if (fault)
 		return fault;
 	u32 *r = (u32 *)raw;

@@ -65,12 +65,11 @@ static bool is_absent_ext(const zinsn_t *z)
 	case ZYDIS_ISA_EXT_PADLOCK:
 	case ZYDIS_ISA_EXT_PCONFIG:
 	case ZYDIS_ISA_EXT_PKU:
-	case ZYDIS_ISA_EXT_PT:
 	case ZYDIS_ISA_EXT_RDPRU:
 	case ZYDIS_ISA_EXT_SGX:
 	case ZYDIS_ISA_EXT_SGX_ENCLV:
+	case ZYDIS_ISA_EXT_SNP:
 	case ZYDIS_ISA_EXT_TDX:
-	case ZYDIS_ISA_EXT_TSX_LDTRK:
 	case ZYDIS_ISA_EXT_UINTR:
 	case ZYDIS_ISA_EXT_WAITPKG:
 		return true;
@@ -107,6 +106,7 @@ static bool is_safe(const zinsn_t *z)
 	case ZYDIS_ISA_EXT_MOVBE:
 	case ZYDIS_ISA_EXT_MOVDIR:
 	case ZYDIS_ISA_EXT_PCLMULQDQ:
+	case ZYDIS_ISA_EXT_PT: /* PTWRITE: nothing is traced */
 	case ZYDIS_ISA_EXT_SHA:
 	case ZYDIS_ISA_EXT_SSE:
 	case ZYDIS_ISA_EXT_SSE2:
@@ -115,6 +115,7 @@ static bool is_safe(const zinsn_t *z)
 	case ZYDIS_ISA_EXT_SSE4A:
 	case ZYDIS_ISA_EXT_SSSE3:
 	case ZYDIS_ISA_EXT_TBM:
+	case ZYDIS_ISA_EXT_TSX_LDTRK: /* outside transactions: no effect */
 	case ZYDIS_ISA_EXT_VAES:
 	case ZYDIS_ISA_EXT_VPCLMULQDQ:
 	case ZYDIS_ISA_EXT_X87:
@@ -241,16 +242,28 @@ static u8 required_check(const zinsn_t *z, const struct scan *s)
 		return NCHK_X87;
 	if (s->xmm)
 		return NCHK_SSE;
+	if (s->mmx)
+		return NCHK_MMX;
 	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_CVTSS2SI: /* from memory they name no vector register, but use MXCSR */
-	case ZYDIS_MNEMONIC_CVTSD2SI:
-	case ZYDIS_MNEMONIC_CVTTSS2SI:
-	case ZYDIS_MNEMONIC_CVTTSD2SI:
-	case ZYDIS_MNEMONIC_LDMXCSR:
-	case ZYDIS_MNEMONIC_STMXCSR: return NCHK_SSE;
 	case ZYDIS_MNEMONIC_EMMS:
 	case ZYDIS_MNEMONIC_FEMMS: return NCHK_MMX;
-	default: return s->mmx ? NCHK_MMX : NCHK_NONE;
+	case ZYDIS_MNEMONIC_LFENCE:
+	case ZYDIS_MNEMONIC_MFENCE:
+	case ZYDIS_MNEMONIC_SFENCE:
+	case ZYDIS_MNEMONIC_MOVNTI:
+	case ZYDIS_MNEMONIC_CRC32:
+	case ZYDIS_MNEMONIC_POPCNT: return NCHK_NONE;
+	default: break;
+	}
+	/* What is left of SSE works on MXCSR: LDMXCSR, CVTSD2SI r64, m64, ... */
+	switch (z->meta.isa_ext) {
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_SSE4A:
+	case ZYDIS_ISA_EXT_SSSE3: return NCHK_SSE;
+	default: return NCHK_NONE;
 	}
 }
 
@@ -435,6 +448,7 @@ bool native_prepare(struct cpu *c, struct insn *i, const u8 *bytes, const void *
 		if (s.mem->size == 0 || s.mem->size / 8 > 512)
 			return false;
 		op.size = s.mem->size / 8;
+		op.ac_align = op.size == 10 ? 8 : maskmov ? (u8)op.size : 0;
 		if (s.mem->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
 			op.access |= NACC_R;
 		if (s.mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)

@@ -173,61 +173,47 @@ static void gpr_restore(struct cpu *c, const struct gpr_copy *s)
 	c->aflags = s->aflags;
 }
 
-/* An x87 store that meets an unmasked exception does not store.  Seen by a pattern that is still there. */
-static void unstored_mark(u8 *buf, unsigned size)
+/* An unmasked invalid operation, overflow or underflow leaves the destination in memory alone (SDM 8.5.1, 8.5.4). */
+static bool x87_store_suppressed(void)
 {
-	for (unsigned k = 0; k < size; k++)
-		buf[k] = (u8)(0x5a + 37 * k);
+	u16 fsw, fcw;
+	__asm__ volatile("fnstsw %0; fnstcw %1" : "=m"(fsw), "=m"(fcw));
+	return fsw & ~fcw & (BIT(0) | BIT(3) | BIT(4));
 }
 
-static bool unstored(const u8 *buf, unsigned size)
-{
-	for (unsigned k = 0; k < size; k++)
-		if (buf[k] != (u8)(0x5a + 37 * k))
-			return false;
-	return true;
-}
-
-/* The operand at ea cannot be accessed.  What comes before that on hardware: the instruction does not exist (#UD), an
- * x87 exception is pending (#MF), a misaligned operand of an instruction that checks alignment (#GP).  The host is asked,
- * on scratch memory and with everything put back. */
-static int fault_order(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault, u32 *done)
+/* A fault is due at ea.  First come: #UD of an instruction the host does not have, #GP of a misaligned operand where
+ * alignment is checked, a pending x87 exception, and the x87 exception that suppresses a store altogether (then 0 is
+ * returned, the instruction is done).  The host knows: it runs the instruction on scratch memory. */
+static int fault_or_undefined(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault,
+			      u32 *x87_status)
 {
 	unsigned align = op->size & -(unsigned)op->size; /* 16, 32, 64 */
+	bool misaligned = op->size >= 16 && (ea & (align - 1));
+	bool x87 = (op->flags & NF_X87) || op->check == NCHK_MMX;
+	/* A vector store that converts has set its MXCSR flags before it faults. */
+	bool keep = op->access == NACC_W && op->check >= NCHK_SSE;
 	struct gpr_copy gpr;
-	if (fault != STEP_FAULT || op->size > 64)
+	if (fault != STEP_FAULT || (!misaligned && !keep && !x87 && (op->flags & NF_PROVEN)))
 		return fault;
-	const struct exception e = c->exc;
+	struct exception exc = c->exc;
 	bool fpu = op->check > NCHK_VEX;
-	/* VCVTPS2PH computes, and reports SIMD exceptions, before it stores. */
-	bool convert = op->check >= NCHK_AVX && op->access == NACC_W;
-	u32 mxcsr = 0;
 	gpr_save(c, &gpr);
 	if (fpu)
 		fpu_checkpoint(c);
-	u8 *buf = c->native->scratch + PAGE_SIZE + (ea & 63);
-	const bool x87_store = (op->flags & NF_X87) && op->access == NACC_W;
-	if (x87_store)
-		unstored_mark(buf, op->size);
-	u32 status = native_run(c, op, buf);
-	if (x87_store && status == STUB_X87_PENDING && unstored(buf, op->size)) {
-		*done = status;
-		return 0; /* an unmasked exception: memory is not touched, the instruction is complete */
+	u32 status = native_run(c, op, c->native->scratch + PAGE_SIZE + (ea & 63));
+	if (x87 && status == STUB_X87_PENDING && (op->access & NACC_W) && x87_store_suppressed()) {
+		*x87_status = status;
+		return 0;
 	}
-	if (convert)
-		__asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
 	gpr_restore(c, &gpr);
-	if (fpu)
+	if (fpu && !keep)
 		fpu_rollback(c);
-	if (convert)
-		__asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
-	if (status == STUB_FAULT) {
-		u64 trapno = c->native->fault.trapno;
-		if (trapno == VEC_UD || (convert && trapno == VEC_XM) || trapno == VEC_MF ||
-		    (trapno == VEC_GP && e.vector != VEC_AC && op->size >= 16 && (ea & (align - 1))))
-			return native_raise(c, i);
-	}
-	c->exc = e;
+	if (status == STUB_FAULT && c->native->fault.trapno == VEC_UD)
+		return exc_ud(c, i);
+	native_proven(c, op);
+	if (status == STUB_FAULT && (c->native->fault.trapno == VEC_GP ? misaligned : x87 || keep))
+		return native_raise(c, i);
+	c->exc = exc;
 	return fault;
 }
 
@@ -240,12 +226,12 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	if (op->access & NACC_W) {
 		r = mem_probe(c, i, ea, op->size, ACC_W);
 		if (r)
-			return fault_order(c, i, op, ea, r, status);
+			return fault_or_undefined(c, i, op, ea, r, status);
 	}
 	if (op->access & NACC_R) {
 		r = mem_read_slow(c, i, ea, buf, op->size);
 		if (r)
-			return fault_order(c, i, op, ea, r, status);
+			return fault_or_undefined(c, i, op, ea, r, status);
 	}
 	bool x87 = op->flags & NF_X87;
 	if (op->access & NACC_W) {
@@ -253,8 +239,6 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 		if (x87)
 			fpu_checkpoint(c);
 	}
-	if (x87 && op->access == NACC_W)
-		unstored_mark(buf, op->size);
 	*status = native_run(c, op, buf);
 	if (*status == STUB_FAULT && c->native->fault.trapno == VEC_AC && (op->flags & NF_LOCK)) {
 		/* The host refuses split locks: not atomic then, but done. */
@@ -265,9 +249,7 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	}
 	if (*status == STUB_FAULT)
 		return native_raise(c, i);
-	if (*status == STUB_X87_PENDING && op->access == NACC_W && unstored(buf, op->size))
-		return 0;
-	if (op->access & NACC_W) {
+	if ((op->access & NACC_W) && !(*status == STUB_X87_PENDING && x87_store_suppressed())) {
 		r = mem_write_slow(c, i, ea, buf, op->size);
 		if (r) { /* executed again later */
 			gpr_restore(c, &gpr);
@@ -310,7 +292,7 @@ static int masked_store(struct cpu *c, const struct insn *i, const struct native
 
 /* A masked operand of which a page cannot be used in place.  It is placed in scratch memory across the edge of an
  * inaccessible page where the guest's is inaccessible: the host suppresses or reports the fault. */
-static int masked_parts(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea)
+static int masked(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault)
 {
 	struct native *n = c->native;
 	enum access acc = op->access & NACC_W ? ACC_W : ACC_R;
@@ -318,10 +300,13 @@ static int masked_parts(struct cpu *c, const struct insn *i, const struct native
 	unsigned room = (unsigned)(PAGE_SIZE - (ea & ~PAGE_MASK));
 	u8 *buf;
 	int r;
+	/* An alignment check is like a page fault: only when an element is touched. */
+	bool ac = fault == STEP_FAULT && c->exc.vector == VEC_AC;
+	struct exception exc = c->exc;
 	if (n1 > room)
 		n1 = room;
-	bool ok1 = mem_probe(c, i, ea, n1, acc) == 0;
-	bool ok2 = n1 == size ? ok1 : mem_probe(c, i, ea + n1, size - n1, acc) == 0;
+	bool ok1 = !ac && mem_probe(c, i, ea, 1, acc) == 0;
+	bool ok2 = n1 == size ? ok1 : !ac && mem_probe(c, i, ea + n1, 1, acc) == 0;
 	if (ok1 && ok2) {
 		buf = n->scratch + PAGE_SIZE + (ea & 63);
 	} else if (ok1) {
@@ -348,6 +333,10 @@ static int masked_parts(struct cpu *c, const struct insn *i, const struct native
 		return r;
 	if (n->fault.trapno != VEC_PF)
 		return native_raise(c, i);
+	if (ac) {
+		c->exc = exc;
+		return fault;
+	}
 	u64 at = ea;
 	if (n->fault.address - (u64)(uintptr_t)buf < size)
 		at += n->fault.address - (u64)(uintptr_t)buf;
@@ -359,27 +348,14 @@ static int masked_parts(struct cpu *c, const struct insn *i, const struct native
 	return RETRY;
 }
 
-static int masked(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea)
+/* The pieces that masked() works in are no operands: they have no alignment to be checked. */
+static int masked_unchecked(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, int fault)
 {
-	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
-	if (!ac)
-		return masked_parts(c, i, op, ea);
-	/* An alignment check is about the whole element, and due when the mask lets the access happen: the host tells on an
-	 * inaccessible page.  Everything else is done piecemeal, without checks. */
-	if (op->size <= 8 && mem_probe(c, i, ea, op->size, op->access & NACC_W ? ACC_W : ACC_R) == STEP_FAULT &&
-	    c->exc.vector == VEC_AC) {
-		const struct exception e = c->exc;
-		u32 status = native_run(c, op, c->native->scratch + 256 + (ea & 63));
-		if (!status)
-			return 0; /* nothing was accessed */
-		if (c->native->fault.trapno != VEC_PF)
-			return native_raise(c, i);
-		c->exc = e;
-		c->rip = insn_rip(c, i);
-		return STEP_FAULT;
-	}
-	c->sflags &= ~FL_AC;
-	int r = masked_parts(c, i, op, ea);
+	const u64 ac = c->sflags & FL_AC;
+	if (c->cpl < 3) /* there AC is SMAP's */
+		return masked(c, i, op, ea, fault);
+	c->sflags &= ~ac;
+	int r = masked(c, i, op, ea, fault);
 	c->sflags |= ac;
 	return r;
 }
@@ -390,9 +366,9 @@ static int memory_slow(struct cpu *c, const struct insn *i, const struct native_
 	u32 status = STUB_OK;
 	int r;
 	if (op->flags & NF_MASKED)
-		r = masked(c, i, op, ea);
+		r = masked_unchecked(c, i, op, ea, fault);
 	else if (fault)
-		r = fault_order(c, i, op, ea, fault, &status);
+		r = fault_or_undefined(c, i, op, ea, fault, &status);
 	else
 		r = bounce(c, i, op, ea, &status);
 	if (r == RETRY)
@@ -409,29 +385,25 @@ int native_memory(struct cpu *c, const struct insn *i)
 	const struct native_op *op = i->stub;
 	int fault = native_begin(c, i, op);
 	void *p = NULL;
+	u32 status = STUB_OK;
 	if (unlikely(fault))
 		return fault;
 	enum access acc = op->access & NACC_W ? ACC_W : ACC_R;
 	u64 ea = insn_ea(c, i, op->size, acc, &fault);
-	if (unlikely(fault)) { /* no address: it does not matter where the operand would be */
-		u32 status = STUB_OK;
-		fault = fault_order(c, i, op, 0, fault, &status);
-		if (fault)
-			return fault;
-		x87_executed(c, i, op, status);
-		NEXT(c, i);
-	}
+	if (unlikely(fault))
+		return fault_or_undefined(c, i, op, 0, fault, &status);
 	if (acc == ACC_R)
 		p = tlb_read_ptr(c, ea, op->size);
 	if (!p)
-		fault = mem_ptr(c, i, ea, op->size, acc, &p);
+		fault = op->ac_align && native_alignment_due(c, ea, op->ac_align) ? exc_raise_error(c, i, VEC_AC, 0) :
+										    mem_ptr(c, i, ea, op->size, acc, &p);
 	if (unlikely(fault || !p)) {
 		fault = memory_slow(c, i, op, ea, fault);
 		if (fault != GO_ON)
 			return fault;
 		NEXT(c, i);
 	}
-	u32 status = native_run(c, op, p);
+	status = native_run(c, op, p);
 	if (unlikely(status == STUB_FAULT)) {
 		if (c->native->fault.trapno == VEC_AC && (op->flags & NF_LOCK)) {
 			fault = bounce(c, i, op, ea, &status);

@@ -16,6 +16,7 @@ int native_gather(struct cpu *c, const struct insn *i)
 	const struct native_gather *g = &op->gather;
 	u8 data[64], index[64], mask[64];
 	u64 k = 0;
+	const unsigned touched = g->vl < 16 ? 16 : g->vl; /* bytes of registers that a fault leaves as they are */
 	int r = native_enabled_slow(c, i, op->check);
 	if (r)
 		return r;
@@ -32,8 +33,8 @@ int native_gather(struct cpu *c, const struct insn *i)
 	/* No alignment checks (SDM: "does not perform AC checks"). */
 	const u64 ac = c->cpl == 3 ? c->sflags & FL_AC : 0;
 	c->sflags &= ~ac;
-	unsigned n, done = 0;
-	for (n = 0; n < g->count && !r; n++) {
+	unsigned done = 0;
+	for (unsigned n = 0; n < g->count && !r; n++) {
 		struct insn at = *i;
 		int fault = 0;
 		if (!(k & BIT(n)))
@@ -61,16 +62,21 @@ int native_gather(struct cpu *c, const struct insn *i)
 	} else {
 		/* Elements that are due become all ones, everything else zero, whether a fault ends it or not (SDM, VGATHERDPD:
 		 * the mask is extended from its most significant bits first). */
+		unsigned kept = r ? touched : 0;
+		for (unsigned e = g->count; e * g->data_size < kept; e++)
+			if (mask[(e + 1) * g->data_size - 1] & 0x80)
+				k |= BIT(e); /* beyond the elements, within XMM */
 		native_fill(mask, 0, 64);
-		for (unsigned e = 0; e < g->count; e++)
+		for (unsigned e = 0; e < 16; e++)
 			if (k & BIT(e))
 				native_fill(mask + e * g->data_size, 0xff, g->data_size);
 		fpu_set_vector(c, g->mask, mask);
 	}
 	if (!g->scatter) {
-		/* The upper part goes with the first element that is dealt with (a clear mask bit counts). */
-		if (!r || n > 1)
-			native_fill(data + g->vl, 0, 64u - g->vl);
+		/* The upper part goes with the first element that is loaded. */
+		unsigned from = r ? touched : g->vl;
+		if (!r || done > 0)
+			native_fill(data + from, 0, 64 - from);
 		fpu_set_vector(c, g->data, data);
 	}
 	if (r)

@@ -27,6 +27,7 @@ enum native_flag {
 	NF_X87 = 2,    /* leaves FIP, FDP and FOP */
 	NF_FNINIT = 4, /* clears them */
 	NF_LOCK = 8,
+	NF_PROVEN = 16, /* the host has executed it: not undefined there */
 };
 
 /* Gathers and scatters, XSAVE family and x87 environments have no use for the stub's fields. */
@@ -49,7 +50,8 @@ struct native_op {
 	u8 len;       /* of code */
 	u16 size;     /* bytes of the memory operand */
 	u16 fop;      /* x87: last-opcode field */
-	u8 pad[2];
+	u8 ac_align;  /* alignment that EFLAGS.AC checks where mem.c does not know it; 0: none */
+	u8 pad;
 	union {
 		u8 code[4];
 		struct native_gather gather;
@@ -94,6 +96,17 @@ static inline u32 native_run(struct cpu *c, const struct native_op *op, void *me
 {
 	c->native->running = op;
 	return ((u32(*)(struct cpu *, void *))(uintptr_t)op->code)(c, mem);
+}
+static inline void native_proven(struct cpu *c, const struct native_op *op)
+{
+	((struct native_op *)(c->native->rw + ((const u8 *)op - c->native->rx)))->flags |= NF_PROVEN;
+}
+
+/* Is an alignment check due (SDM 7.15, #AC)? */
+static inline bool native_alignment_due(const struct cpu *c, u64 ea, unsigned align)
+{
+	return (ea & (align - 1)) && (c->sflags & FL_AC) && c->cpl == 3 && (c->cr0 & CR0_AM) &&
+	       (!cpu_long_mode(c) || gva_canonical(ea));
 }
 
 /* native_gather.c */
