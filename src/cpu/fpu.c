@@ -63,6 +63,9 @@ void native_init(struct native *n, void *rw, void *rx, size_t size, void *scratc
 	n->linear_unused = (u8)(64 - (r[0] >> 8 & 0xff));
 	host_cpuid(7, 0, r);
 	n->fcs_fds = !(r[1] & BIT(13));
+	n->avx2 = r[1] & BIT(5);
+	host_cpuid(0xd, 1, r);
+	n->xsave_features = r[0];
 	probe_x87(n);
 
 	/* MXCSR_MASK as FXSAVE reports it; 0 means 0xffbf (SDM 11.6.6). */

@@ -380,7 +380,10 @@ static bool prepare_special(struct cpu *c, struct insn *i, const zinsn_t *z, boo
 		if (special[k].mnemonic != z->mnemonic)
 			continue;
 		struct native_op op = { .check = special[k].check };
-		i->fn = special[k].fn;
+		u32 need = 0;
+		if (special[k].fn == fpu_op_xsave || special[k].fn == fpu_op_xrstor)
+			need = special[k].aux & FORM_SUPERVISOR ? 8 : special[k].aux & FORM_COMPACT ? 2 : special[k].aux & FORM_OPT;
+		i->fn = need & ~c->native->xsave_features ? native_ud : special[k].fn;
 		i->aux = special[k].aux;
 		i->stub = (void *)(uintptr_t)native_place(c->native, &op);
 		*ok = i->stub != NULL;
@@ -426,8 +429,10 @@ bool native_prepare(struct cpu *c, struct insn *i, const u8 *bytes, const void *
 	scan_operands(&s, z, ops);
 	if (s.refused)
 		return false;
-	if (is_gather(z, &s))
-		return prepare_gather(c, i, z, ops, &s);
+	if (is_gather(z, &s)) {
+		i->fn = native_ud;
+		return !c->native->avx2 || prepare_gather(c, i, z, ops, &s);
+	}
 
 	struct native_op op = { .check = required_check(z, &s) };
 	struct native_form f = { .z = z, .ops = ops, .bytes = bytes, .used = s.used, .written = s.written };

@@ -41,6 +41,8 @@ struct native {
 	bool comp_aligned[NATIVE_COMPONENTS]; /* compacted format: at a multiple of 64 */
 	u32 mxcsr_mask;
 	bool fop_always, fdp_always; /* FOP / FDP follow every x87 instruction, not only unmasked exceptions */
+	u32 xsave_features; /* CPUID.0xd.1:EAX: bit 0 XSAVEOPT, 1 XSAVEC, 3 XSAVES */
+	bool avx2;         /* gathers exist */
 	u8 linear_unused;  /* 64 less the width of a linear address */
 	bool fcs_fds;      /* FCS and FDS are kept (CPUID.7.0:EBX[13] clear) */
 
