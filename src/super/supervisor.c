@@ -43,6 +43,7 @@
 #include "core/trace.h"
 #include "vcpu/vcpu.h"
 #include "core/tsc.h"
+#include "super/copy_out.h"
 #include "super/kernel_cache.h"
 #include "super/proto.h"
 #include "super/terminal.h"
@@ -787,27 +788,6 @@ static void super_write_report(struct super *s)
 	munmap(r, REPORT_SIZE);
 }
 
-/* Copies the first `size` bytes of a memory file the vm process has filled to the user's file. */
-static void super_copy_out(int from, int to, u64 size, const char *what)
-{
-	static char buf[64 * 1024];
-	off_t at = 0;
-	ssize_t n = 0;
-	while ((u64)at < size && (n = pread(from, buf, size - (u64)at < sizeof buf ? size - (u64)at : sizeof buf, at)) > 0) {
-		for (ssize_t done = 0; done < n;) {
-			ssize_t w = write(to, buf + done, (size_t)(n - done));
-			if (w < 0 && errno != EINTR) {
-				log_warn("cannot write the %s: %s", what, strerror(errno));
-				return;
-			}
-			done += w > 0 ? w : 0;
-		}
-		at += n;
-	}
-	if (n < 0)
-		log_warn("cannot read the %s: %s", what, strerror(errno));
-}
-
 static void super_write_checkpoints(const struct super *s)
 {
 	struct hv_checkpoints h;
@@ -815,7 +795,7 @@ static void super_write_checkpoints(const struct super *s)
 		return;
 	if (h.n > (CHECKPOINTS_SIZE - sizeof h) / sizeof(struct hv_checkpoint)) /* the vm process is not trusted */
 		h.n = 0;
-	super_copy_out(s->checkpoint_fd, s->cfg->checkpoint_fd, sizeof h + h.n * sizeof(struct hv_checkpoint), "checkpoints");
+	copy_out(s->checkpoint_fd, s->cfg->checkpoint_fd, sizeof h + h.n * sizeof(struct hv_checkpoint), "checkpoints");
 }
 
 static void super_cleanup(struct super *s)
@@ -874,7 +854,7 @@ int super_run(const struct super_config *cfg, struct super_result *res)
 	terminal_restore(&s->tty);
 	super_write_report(s);
 	if (s->trace_fd >= 0)
-		super_copy_out(s->trace_fd, s->cfg->trace_fd, s->trace_size, "trace");
+		copy_out(s->trace_fd, s->cfg->trace_fd, s->trace_size, "trace");
 	super_write_checkpoints(s);
 	super_cleanup(s);
 
