@@ -39,7 +39,6 @@ static const char base_cmdline[] =
 	"tsc=reliable no_timer_check "  /* the TSC is the host's: no calibration against other clocks, no watchdog */
 	"random.trust_cpu=on "          /* entropy from RDRAND, no wait for jitter */
 	"mitigations=off "              /* user and kernel of the guest are not isolated speculatively by this engine */
-	"i8042.nokbd i8042.noaux i8042.nopnp "
 	"cryptomgr.notests";
 
 struct run_options {
