@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "core/agent_proto.h"
 
 #define LINK_TTY "/dev/ttyS1"
 
@@ -89,8 +90,8 @@ static void set_up(void)
 	if (s >= 0)
 		close(s);
 	/* Packed beside a user's tree (--root): leave no trace in it.  The running file stays as long as we do. */
-	if (!unlink("/.umbra/agent"))
-		rmdir("/.umbra");
+	unlink("/.umbra/agent");
+	rmdir("/.umbra");
 }
 
 static bool kernel_parameter(const char *word)
@@ -135,7 +136,25 @@ void agent_console_shell(void)
 			break;
 }
 
-static const char *serve_tty(void)
+/* The command, when it came with the initramfs: malloced, with its length; NULL: it comes over the link. */
+static void *embedded_run(u32 *len)
+{
+	int fd = open(AGENT_RUN_FILE, O_RDONLY | O_CLOEXEC);
+	struct stat st;
+	if (fd < 0)
+		return NULL;
+	void *p = !fstat(fd, &st) && st.st_size <= (off_t)AGENT_RUN_MAX ? malloc((size_t)st.st_size + 1) : NULL;
+	*len = (u32)st.st_size;
+	if (p && read(fd, p, *len) != (ssize_t)*len) {
+		free(p);
+		p = NULL;
+	}
+	close(fd);
+	unlink(AGENT_RUN_FILE);
+	return p;
+}
+
+static const char *serve_tty(void *run, u32 run_len)
 {
 	int fd = open(LINK_TTY, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
@@ -149,7 +168,7 @@ static const char *serve_tty(void)
 	cfsetspeed(&t, B115200);
 	if (tcsetattr(fd, TCSANOW, &t))
 		return strerror(errno);
-	const char *bad = agent_serve(fd);
+	const char *bad = agent_serve(fd, run, run_len);
 	tcdrain(fd);
 	return bad;
 }
@@ -158,7 +177,7 @@ int main(int argc, char **argv)
 {
 	signal(SIGPIPE, SIG_IGN);
 	if (argc == 3 && !strcmp(argv[1], "--serve")) {
-		const char *bad = agent_serve(atoi(argv[2]));
+		const char *bad = agent_serve(atoi(argv[2]), NULL, 0);
 		if (bad)
 			fprintf(stderr, "agent: %s\n", bad);
 		return bad ? 1 : 0;
@@ -167,13 +186,15 @@ int main(int argc, char **argv)
 		fputs("agent: runs as PID 1 of umbra's guests only\n", stderr);
 		return 2;
 	}
+	u32 run_len = 0;
+	void *run = embedded_run(&run_len);
 	umask(0);
 	set_up();
 	umask(022);
 	if (kernel_parameter("umbra.console")) {
 		agent_console_shell();
 	} else {
-		const char *bad = serve_tty();
+		const char *bad = serve_tty(run, run_len);
 		if (bad)
 			complain(LINK_TTY, bad);
 	}

@@ -158,11 +158,12 @@ static bool next_string(char **p, const char *end, char **out)
 	return true;
 }
 
-static void start(struct agent *a)
+/* body: payload of RUN, at least its fixed part. */
+static void start(struct agent *a, u8 *body, u32 len)
 {
 	struct agent_run r;
-	memcpy(&r, a->body, sizeof r);
-	char *p = (char *)a->body + sizeof r, *end = (char *)a->body + a->head.len;
+	memcpy(&r, body, sizeof r);
+	char *p = (char *)body + sizeof r, *end = (char *)body + len;
 	char *root, *cwd, *host;
 	if (a->started || r.argc > AGENT_RUN_MAX || r.envc > AGENT_RUN_MAX || !next_string(&p, end, &root) ||
 	    !next_string(&p, end, &cwd) || !next_string(&p, end, &host)) {
@@ -181,6 +182,7 @@ static void start(struct agent *a)
 	}
 	a->started = true;
 	a->tty = r.flags & AGENT_RUN_TTY;
+	a->in_eof = r.flags & AGENT_RUN_NO_STDIN;
 	if (*host && getpid() == 1 && sethostname(host, strlen(host))) {
 		out_error(a, 125, "cannot set the host name", strerror(errno));
 		goto out;
@@ -253,7 +255,7 @@ static void got_frame(struct agent *a)
 	const struct agent_frame *f = &a->head;
 	u32 n;
 	switch (f->type) {
-	case AGENT_RUN: start(a); break;
+	case AGENT_RUN: start(a, a->body, a->head.len); break;
 	case AGENT_WINSIZE: {
 		struct agent_winsize w;
 		memcpy(&w, a->body, sizeof w);
@@ -452,7 +454,7 @@ static void return_credit(struct agent *a, u8 stream, u32 step)
 	a->give[stream] = 0;
 }
 
-const char *agent_serve(int link)
+const char *agent_serve(int link, const void *run, u32 run_len)
 {
 	struct agent *a = &a0;
 	*a = (struct agent){ .link = link, .fd = { -1, -1, -1 } };
@@ -467,6 +469,12 @@ const char *agent_serve(int link)
 		return "no signalfd";
 	struct agent_hello hello = { AGENT_HELLO_MAGIC, AGENT_PROTO_VERSION };
 	out_frame(a, AGENT_HELLO, 0, &hello, sizeof hello);
+	u8 *own = run && run_len >= agent_len_min(AGENT_RUN) ? malloc(run_len) : NULL;
+	if (own) {
+		memcpy(own, run, run_len);
+		start(a, own, run_len);
+		free(own);
+	}
 
 	while (!a->broken) {
 		if (a->ended && !a->told && a->fd[1] < 0 && a->fd[2] < 0 && out_room(a) > 1024) {

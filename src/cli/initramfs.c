@@ -19,6 +19,7 @@
 
 #include "cli/cpio.h"
 #include "cli/initramfs.h"
+#include "core/agent_proto.h"
 
 extern const u8 embed_agent[], embed_agent_end[], embed_busybox[], embed_busybox_end[];
 
@@ -257,6 +258,10 @@ int initramfs_build(const struct initramfs_config *cfg, struct initramfs *out, s
 	} else {
 		out->init = "/init";
 		builtin_system(c);
+	}
+	if (cfg->run) {
+		cpio_dir(c, ".umbra", 0700);
+		cpio_file(c, AGENT_RUN_FILE + 1, 0600, cfg->run, cfg->run_len);
 	}
 	if (!r && cfg->modules) {
 		add_modules(&t, cfg, prefix);

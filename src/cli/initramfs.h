@@ -11,6 +11,8 @@ struct initramfs_config {
 	const char *base_name;
 	const char *modules;  /* directory to pack as /lib/modules/RELEASE; NULL: none */
 	const char *release;  /* of those modules */
+	const void *run;      /* payload of AGENT_RUN to carry as AGENT_RUN_FILE; NULL: none */
+	u64 run_len;
 	u64 max;              /* bytes the archive may have; more: -EFBIG */
 };
 

@@ -385,52 +385,58 @@ static void blob_add(struct blob *b, const void *p, size_t n)
 	b->n += n;
 }
 
-/* The session's configuration in a memfd; -1: said why. */
-static int session_config(const struct run_options *o, bool tty, u32 flags)
+/* The payload of AGENT_RUN.  False: said why. */
+static bool make_run(const struct run_options *o, bool tty, bool in, struct blob *b)
 {
 	const char *host = o->hostname ? o->hostname : o->name ? o->name : "umbra";
 	const char *env[MAX_ENV + 8];
 	unsigned n_env = environment(o, tty, host, env);
-	struct blob b = { .p = malloc(AGENT_RUN_MAX) };
-	if (!b.p) {
+	*b = (struct blob){ .p = malloc(AGENT_RUN_MAX) };
+	if (!b->p) {
 		cli_error("run: no memory");
-		return -1;
+		return false;
 	}
-	if (!o->console) {
-		struct agent_run r = { .flags = tty ? AGENT_RUN_TTY : 0, .argc = o->argc, .envc = n_env };
-		if (tty && !terminal_size(1, &r.winsize.rows, &r.winsize.cols))
-			r.winsize = (struct agent_winsize){ 24, 80 };
-		blob_add(&b, &r, sizeof r);
-		blob_add(&b, "", 1); /* root directory: the initramfs itself */
-		const char *cwd = o->workdir ? o->workdir : "";
-		blob_add(&b, cwd, strlen(cwd) + 1);
-		blob_add(&b, host, strlen(host) + 1);
-		for (u32 i = 0; i < o->argc; i++)
-			blob_add(&b, o->argv[i], strlen(o->argv[i]) + 1);
-		for (u32 i = 0; i < n_env; i++)
-			blob_add(&b, env[i], strlen(env[i]) + 1);
-	}
-	int fd = -1;
-	if (b.full) {
+	struct agent_run r = { .flags = (tty ? AGENT_RUN_TTY : 0) | (in ? 0 : AGENT_RUN_NO_STDIN), .argc = o->argc,
+			       .envc = n_env };
+	/* A terminal without a size (an unset pseudo-terminal) is given the usual one. */
+	if (tty && (!terminal_size(1, &r.winsize.rows, &r.winsize.cols) || !r.winsize.rows || !r.winsize.cols))
+		r.winsize = (struct agent_winsize){ 24, 80 };
+	blob_add(b, &r, sizeof r);
+	blob_add(b, "", 1); /* root directory: the initramfs itself */
+	const char *cwd = o->workdir ? o->workdir : "";
+	blob_add(b, cwd, strlen(cwd) + 1);
+	blob_add(b, host, strlen(host) + 1);
+	for (u32 i = 0; i < o->argc; i++)
+		blob_add(b, o->argv[i], strlen(o->argv[i]) + 1);
+	for (u32 i = 0; i < n_env; i++)
+		blob_add(b, env[i], strlen(env[i]) + 1);
+	if (b->full)
 		cli_error("run: command and environment are too long (at most %u bytes)", AGENT_RUN_MAX);
-	} else {
-		struct session_config c = { SESSION_CONFIG_MAGIC, flags, (u32)b.n };
-		fd = memfd_create("umbra-session", MFD_CLOEXEC);
-		if (fd < 0 || write(fd, &c, sizeof c) != sizeof c || write(fd, b.p, b.n) != (ssize_t)b.n) {
-			cli_error("run: cannot pass the command on: %s", strerror(errno));
-			if (fd >= 0)
-				close(fd);
-			fd = -1;
-		}
-	}
-	free(b.p);
-	return fd;
+	return !b->full;
+}
+
+/* The session's configuration in a memfd; -1: said why. */
+static int session_config(u32 flags, const struct blob *run)
+{
+	size_t len = flags & (SESSION_NO_RUN | SESSION_CONSOLE) ? 0 : run->n;
+	struct session_config c = { SESSION_CONFIG_MAGIC, flags, (u32)len };
+	int fd = memfd_create("umbra-session", MFD_CLOEXEC);
+	if (fd >= 0 && write(fd, &c, sizeof c) == sizeof c && (!len || write(fd, run->p, len) == (ssize_t)len))
+		return fd;
+	cli_error("run: cannot pass the command on: %s", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return -1;
 }
 
 /* The initramfs; 0 or an exit status. */
-static int make_initramfs(const struct run_options *o, int kernel_fd, int *fd, const char **init)
+static int make_initramfs(const struct run_options *o, const struct blob *run, int kernel_fd, int *fd, const char **init)
 {
 	struct initramfs_config c = { .root = o->root, .base_fd = -1, .modules = o->modules };
+	if (run) {
+		c.run = run->p;
+		c.run_len = run->n;
+	}
 	char release[128];
 	int base = -1;
 	if (o->initrd) {
@@ -503,7 +509,8 @@ static int run(const struct run_options *o)
 		return CLI_FAIL;
 
 	bool tty = o->tty >= 0 ? o->tty : isatty(0) && isatty(1);
-	bool in = o->in != 0;
+	/* What stdin brings, and when, would make two runs differ. */
+	bool in = o->in >= 0 ? o->in : !o->deterministic;
 	bool raw = tty && in && isatty(0);
 	if (o->tty > 0 && in && !isatty(0) && o->in > 0)
 		return cli_error("run: -t with -i, but stdin is not a terminal");
@@ -512,10 +519,16 @@ static int run(const struct run_options *o)
 
 	int initrd_fd = -1;
 	const char *init = NULL;
-	int r = make_initramfs(o, kernel_fd, &initrd_fd, &init);
+	struct blob command = { 0 };
+	if (!o->console && !make_run(o, tty, in, &command))
+		return CLI_FAIL;
+	if (o->deterministic && !o->console)
+		flags |= SESSION_NO_RUN;
+	int r = make_initramfs(o, flags & SESSION_NO_RUN ? &command : NULL, kernel_fd, &initrd_fd, &init);
 	if (r)
 		return r;
-	int session_fd = session_config(o, tty, flags);
+	int session_fd = session_config(flags, &command);
+	free(command.p);
 	if (session_fd < 0)
 		return CLI_FAIL;
 

@@ -7,7 +7,8 @@
  * resynchronising: any violation ends the VM with a clear message.
  *
  *   agent -> host   HELLO first, once; then DATA of stdout and stderr, CREDIT; EXITED or ERROR last.
- *   host -> agent   RUN once after HELLO; then DATA of stdin, WINSIZE, SIGNAL, CREDIT.
+ *   host -> agent   RUN once after HELLO, unless its payload lies in the initramfs as AGENT_RUN_FILE (so that a
+ *                   deterministic run depends on no byte that comes at a time of its own); then DATA of stdin, WINSIZE, SIGNAL, CREDIT.
  * Empty DATA from the host: of stdin, its end; of stdout or stderr, nobody reads it any more (the agent closes
  * the pipe, the command gets SIGPIPE as it would on the host).
  *
@@ -36,6 +37,7 @@
 #define AGENT_DATA_MAX (16u << 10) /* payload of one STDIN, STDOUT or STDERR frame */
 #define AGENT_RUN_MAX (2u << 20)   /* as much as the kernel takes for argv + envp with the default stack limit */
 #define AGENT_TEXT_MAX 512u
+#define AGENT_RUN_FILE "/.umbra/run"
 
 enum agent_stream { AGENT_STDIN, AGENT_STDOUT, AGENT_STDERR, AGENT_LINK, AGENT_STREAMS };
 
@@ -71,7 +73,10 @@ struct agent_winsize {
 	u16 rows, cols; /* characters */
 };
 
-enum { AGENT_RUN_TTY = 1 }; /* the command gets a pseudo-terminal; its output is all on AGENT_STDOUT */
+enum agent_run_flag {
+	AGENT_RUN_TTY = 1,     /* the command gets a pseudo-terminal; its output is all on AGENT_STDOUT */
+	AGENT_RUN_NO_STDIN = 2,/* stdin is at its end from the start: no DATA of it follows */
+};
 
 struct agent_run {
 	u32 flags;

@@ -182,7 +182,10 @@ static size_t link_send(int fd, const u8 *p, size_t n)
 	return r > 0 ? (size_t)r : 0; /* errors show at the reading end */
 }
 
-static bool run_pending(const struct session *s) { return s->hello && s->run_sent < sizeof s->run_head + s->run_len; }
+static bool run_pending(const struct session *s)
+{
+	return s->hello && !(s->flags & SESSION_NO_RUN) && s->run_sent < sizeof s->run_head + s->run_len;
+}
 
 static void agent_write(struct session *s)
 {
@@ -503,7 +506,7 @@ static void control_read(struct session *s)
 		struct proto_winsize w;
 		memcpy(&w, m.body, sizeof w);
 		struct agent_winsize aw = { w.rows, w.cols };
-		if ((s->flags & SESSION_TTY) && !(s->flags & SESSION_CONSOLE) && queue_room(&s->to_agent) >= 64)
+		if (w.rows && w.cols && (s->flags & SESSION_TTY) && !(s->flags & SESSION_CONSOLE) && queue_room(&s->to_agent) >= 64)
 			put_frame(s, AGENT_WINSIZE, 0, &aw, sizeof aw);
 		break;
 	}
@@ -542,14 +545,15 @@ void session_init(const struct session_fds *fds, const struct session_config *cf
 	s->flags = cfg->flags;
 	s->run = run;
 	s->run_len = cfg->run_len;
-	s->run_head = (struct agent_frame){ AGENT_FRAME_MARK, AGENT_RUN, 0, s->out_seq++, cfg->run_len };
+	if (!(s->flags & SESSION_NO_RUN))
+		s->run_head = (struct agent_frame){ AGENT_FRAME_MARK, AGENT_RUN, 0, s->out_seq++, cfg->run_len };
 	s->may_link = AGENT_LINK_WINDOW;
 	s->may_stdin = AGENT_STREAM_WINDOW;
 	sink_init(&s->out, fds->out);
 	sink_init(&s->err, fds->err);
 	sink_init(&s->aside, fds->err);
 	if (!(s->flags & SESSION_STDIN))
-		stdin_end(s);
+		s->in_eof = true; /* AGENT_RUN_NO_STDIN told the agent */
 }
 
 /* The VM is gone: whatever it still wrote is in the sockets. */

@@ -13,6 +13,7 @@ enum session_flag {
 	SESSION_TTY = 1,     /* the user's terminal is in raw mode, the command gets one of its own */
 	SESSION_STDIN = 2,   /* pass stdin on; else the command sees its end at once */
 	SESSION_CONSOLE = 4, /* no command: first serial port <-> stdin, stdout */
+	SESSION_NO_RUN = 16, /* the agent has the command already (AGENT_RUN_FILE) */
 	SESSION_VERBOSE = 8, /* the console's output goes to stderr */
 };
 
@@ -20,7 +21,7 @@ enum session_flag {
 struct session_config {
 	u32 magic;   /* SESSION_CONFIG_MAGIC */
 	u32 flags;   /* enum session_flag */
-	u32 run_len; /* bytes that follow; 0 with SESSION_CONSOLE */
+	u32 run_len; /* bytes that follow; 0 with SESSION_CONSOLE and when the payload is in the initramfs */
 };
 
 /* The descriptors of one session. */

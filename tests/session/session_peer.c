@@ -58,7 +58,7 @@ int main(int argc, char **argv)
 	}
 
 	static char run[AGENT_RUN_MAX];
-	struct agent_run r = { .flags = flags & SESSION_TTY ? AGENT_RUN_TTY : 0, .winsize = { 24, 80 },
+	struct agent_run r = { .flags = (flags & SESSION_TTY ? AGENT_RUN_TTY : 0) | (flags & SESSION_STDIN ? 0 : AGENT_RUN_NO_STDIN), .winsize = { 24, 80 },
 			       .argc = (u32)argc, .envc = n_env };
 	memcpy(run, &r, sizeof r);
 	size_t len = sizeof r;
