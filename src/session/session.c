@@ -377,6 +377,8 @@ static const char *agent_bytes(struct session *s, const u8 *p, size_t n)
 		if (s->head_got < sizeof s->head) {
 			((u8 *)&s->head)[s->head_got++] = *p++;
 			n--;
+			if (s->head.mark != AGENT_FRAME_MARK)
+				return "not a frame header"; /* at once: the rest may never come */
 			if (s->head_got < sizeof s->head)
 				continue;
 			bad = agent_frame_check(&s->head, true, s->in_seq++);

@@ -78,6 +78,9 @@ int main(int argc, char **argv)
 	pid_t guest = fork();
 	if (!guest && script) {
 		int fd = open(script, O_RDONLY);
+		close(link[0]);
+		close(control[0]); /* else nobody sees its end */
+		close(control[1]);
 		char buf[4096];
 		for (ssize_t n; (n = read(fd, buf, sizeof buf)) > 0;)
 			if (write(link[1], buf, (size_t)n) != n)
