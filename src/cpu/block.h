@@ -52,6 +52,8 @@ void block_leave_after(struct cpu *c, const struct insn *i);
  * Returns its length; 0: more than avail bytes are needed; -1: longer than 15 bytes (#GP).
  * Undefined opcodes decode to op_ud.  *ends: the block must end behind it; *alone: it must be the only one in its block. */
 int decode_insn(struct cpu *c, const u8 *bytes, unsigned avail, u16 off, struct insn *out, bool *ends, bool *alone);
+/* Has this decoded instruction a handler? (tests) */
+bool decode_implemented(const struct insn *i);
 /* The decoder's own tables: memory from the caller. */
 size_t decoder_size(void);
 struct decoder *decoder_init(void *mem);

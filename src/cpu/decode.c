@@ -36,6 +36,8 @@ struct decoder *decoder_init(void *mem)
 
 static H(op_unimplemented) { return cpu_unimplemented(c, i, "instruction not implemented"); }
 
+bool decode_implemented(const struct insn *i) { return i->fn != op_unimplemented; }
+
 static unsigned log2_size(unsigned bytes) { return bytes == 1 ? 0 : bytes == 2 ? 1 : bytes == 4 ? 2 : 3; }
 
 /* Byte offset into c->r of a general-purpose register. */

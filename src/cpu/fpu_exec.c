@@ -465,6 +465,20 @@ int fpu_op_fnstenv(struct cpu *c, const struct insn *i)
 	NEXT(c, i);
 }
 
+/* FLDENV and FRSTOR wait: a pending x87 exception comes before a fault of their operand. */
+static int pending_first(struct cpu *c, const struct insn *i, int fault)
+{
+	u16 fsw;
+	if (fault != STEP_FAULT)
+		return fault;
+	fpu_load(c);
+	__asm__ volatile("fnstsw %0" : "=m"(fsw));
+	if (!(fsw & 0x80))
+		return fault;
+	c->native->fault.trapno = VEC_MF;
+	return native_raise(c, i);
+}
+
 int fpu_op_fldenv(struct cpu *c, const struct insn *i)
 {
 	const struct native_op *op = i->stub;
@@ -477,14 +491,13 @@ int fpu_op_fldenv(struct cpu *c, const struct insn *i)
 	if (fault)
 		return fault;
 	u64 ea = insn_ea(c, i, size, ACC_R, &fault);
-	if (fault)
-		return fault;
-	fault = native_alignment_due(c, ea, i->opsize == 2 ? 2 : 4) ? exc_raise_error(c, i, VEC_AC, 0) :
-								      check_area(c, i, ea, size, ACC_R);
+	if (!fault)
+		fault = native_alignment_due(c, ea, i->opsize == 2 ? 2 : 4) ? exc_raise_error(c, i, VEC_AC, 0) :
+									      check_area(c, i, ea, size, ACC_R);
 	if (!fault)
 		fault = copy_area(c, i, ea, in, size, ACC_R);
 	if (fault)
-		return fault;
+		return pending_first(c, i, fault);
 	u32 *r = (u32 *)raw;
 	native_fill(raw, 0, ENV32);
 	if (env == ENV32) {

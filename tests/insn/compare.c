@@ -23,7 +23,7 @@ const char *end_name(u32 end)
 }
 
 /* What may differ, and why: each entry names instructions, what of their result, and when.  Nothing else is forgiven. */
-enum item { KNOWN_OF = 1, KNOWN_X87 = 2, KNOWN_MEM = 4, KNOWN_FIP = 8, KNOWN_CR2 = 16, KNOWN_END = 32 };
+enum item { KNOWN_OF = 1, KNOWN_X87 = 2, KNOWN_MEM = 4, KNOWN_FIP = 8, KNOWN_CR2 = 16, KNOWN_END = 32, KNOWN_VEC = 64 };
 
 static struct known {
 	u16 from, to;  /* mnemonics, inclusive; 0, 0: not an instruction */
@@ -65,10 +65,18 @@ static struct known {
 #define GATHER(m)                                                                                                        \
 	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, KNOWN_END, 1,                                                            \
 	  "a gather that faults under TF before its first element: #DB or the fault" }
+	{ ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPS, KNOWN_VEC, 14,
+	  "two halves: the destination's upper part goes with the second one when a fault stops it" },
+	{ ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQD, KNOWN_VEC, 14,
+	  "two halves: the destination's upper part goes with the second one when a fault stops it" },
 	GATHER(VPGATHERDD), GATHER(VPGATHERDQ), GATHER(VPGATHERQD), GATHER(VPGATHERQQ), GATHER(VGATHERDPS), GATHER(VGATHERDPD),
 	GATHER(VGATHERQPS), GATHER(VGATHERQPD), GATHER(VPSCATTERDD), GATHER(VPSCATTERDQ), GATHER(VPSCATTERQD),
 	GATHER(VPSCATTERQQ), GATHER(VSCATTERDPS), GATHER(VSCATTERDPD), GATHER(VSCATTERQPS), GATHER(VSCATTERQPD),
 #undef GATHER
+	{ ZYDIS_MNEMONIC_INSERTQ, ZYDIS_MNEMONIC_INSERTQ, KNOWN_END, 6,
+	  "undefined here (SSE4a): the host does not fetch immediates of what it does not know" },
+	{ ZYDIS_MNEMONIC_EXTRQ, ZYDIS_MNEMONIC_EXTRQ, KNOWN_END, 6,
+	  "undefined here (SSE4a): the host does not fetch immediates of what it does not know" },
 	{ 0, 0, KNOWN_END, 13, "longer than 15 bytes and undefined as well: #GP or #UD" },
 };
 
@@ -183,7 +191,7 @@ bool compare_results(const struct insn_batch *b, const struct insn_case *c, stru
 {
 	unsigned n = 0;
 	if (want->end != got->end &&
-	    ((want->end == 17 || got->end == 17 || (want->end == 13 && got->end == 14) || (want->end == 1 && got->end == 14) || c->form == ~0u) && want->end < 32 && got->end < 32) &&
+	    ((want->end == 17 || got->end == 17 || (want->end == 13 && got->end == 14) || (want->end == 6 && got->end == 14) || (want->end == 1 && got->end == 14) || c->form == ~0u) && want->end < 32 && got->end < 32) &&
 	    forgive(c, KNOWN_END, want->end))
 		return true; /* the rest follows from it */
 	if (want->end != got->end) {
@@ -232,6 +240,8 @@ bool compare_results(const struct insn_batch *b, const struct insn_case *c, stru
 #undef SEL
 	unsigned items = 0;
 	compare_xsave(NULL, &items, want, got, ~0u);
+	if (items && want->end == 14 && !memcmp(want->xsave, got->xsave, 160) && forgive(c, KNOWN_VEC, 14))
+		items = 0;
 	if (items && !(want->end != 3 && forgive(c, KNOWN_X87, want->end)) && !forgive(c, KNOWN_FIP, want->end))
 		compare_xsave(out, &n, want, got, ~0u);
 	else if (items)

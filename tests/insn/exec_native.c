@@ -113,7 +113,7 @@ static void native_store(ucontext_t *uc, int sig)
 	r->end = (u32)(*g)[REG_TRAPNO];
 	r->error = (u32)(*g)[REG_ERR];
 	r->cr2 = r->end == 14 ? (u64)(*g)[REG_CR2] : 0;
-	if (sig == SIGALRM)
+	if (sig == SIGPROF)
 		r->end = END_TIMEOUT;
 	else if (sig == SIGSYS)
 		r->end = END_OTHER;
@@ -156,7 +156,7 @@ void native_handler(int sig, siginfo_t *info, void *ucv)
 		native_load(uc);
 		return;
 	}
-	if (sig == SIGALRM && tick_case != (u64)cur) {
+	if (sig == SIGPROF && tick_case != (u64)cur) {
 		tick_case = (u64)cur;
 		return;
 	}
@@ -206,13 +206,13 @@ static _Noreturn void native_child(int in, int out)
 	struct sigaction sa = { .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	sa.sa_sigaction = native_handler_stub;
 	sigfillset(&sa.sa_mask);
-	static const int sigs[] = { SIGTRAP, SIGSEGV, SIGILL, SIGBUS, SIGFPE, SIGALRM, SIGSYS };
+	static const int sigs[] = { SIGTRAP, SIGSEGV, SIGILL, SIGBUS, SIGFPE, SIGPROF, SIGSYS };
 	for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
 		if (sigaction(sigs[i], &sa, NULL))
 			native_fail("insn: sigaction");
 	__asm__ volatile("rdfsbase %0" : "=r"(native_segs.host_fs_base));
 	struct itimerval it = { .it_interval = { .tv_usec = 200000 }, .it_value = { .tv_usec = 200000 } };
-	setitimer(ITIMER_REAL, &it, NULL);
+	setitimer(ITIMER_PROF, &it, NULL);
 
 	for (;;) {
 		char cmd;
@@ -291,7 +291,7 @@ static void native_wait(struct executor *e)
 			return;
 		if (!ready && n->sh->current != before)
 			continue;
-		/* Dead, or beyond even SIGALRM: this case is lost, go on behind it. */
+		/* Dead, or beyond even SIGPROF: this case is lost, go on behind it. */
 		u32 k = n->sh->current;
 		native_reap(n);
 		n->sh->result[k].end = END_DIED;
