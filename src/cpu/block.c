@@ -149,10 +149,12 @@ void mmu_table_written(struct cpu *c, const void *p)
 	}
 }
 
+static u32 code_mask32(const struct cpu *c, u32 rip) { return c->seg[CS].db || cpu_real(c) ? rip : (u16)rip; }
+
 void block_leave_after(struct cpu *c, const struct insn *i)
 {
 	struct insn *next = (struct insn *)(uintptr_t)(i + 1);
-	if (c->patched == next || next->fn == op_end)
+	if (c->patched == next) /* an end marker is patched too: the successor must not run before the outer loop has looked */
 		return;
 	ASSERT(!c->patched);
 	c->patched = next;
@@ -163,10 +165,10 @@ void block_leave_after(struct cpu *c, const struct insn *i)
 int op_leave_block(struct cpu *c, const struct insn *i)
 {
 	c->rip = insn_rip(c, i);
+	if (!cpu_code64(c))
+		c->rip = code_mask32(c, (u32)c->rip);
 	return STEP_EARLY;
 }
-
-static u32 code_mask32(const struct cpu *c, u32 rip) { return c->seg[CS].db || cpu_real(c) ? rip : (u16)rip; }
 
 u64 insn_next_rip(const struct cpu *c, const struct insn *i)
 {

@@ -173,7 +173,7 @@ static int run_blocks(struct cpu *c, u64 until)
 	struct block *b = block_find(c, &step);
 	while (likely(b != NULL)) {
 		if (unlikely(c->deterministic && c->insns + b->n > until))
-			return STEP_EARLY; /* the outer loop steps up to the event */
+			return step_one(c); /* one by one up to the event */
 		c->rips.ring[c->rips.head++ % CPU_RIP_RING] = c->rip;
 		c->r[R_RIP] = c->rip;
 		c->stats.blocks++;
@@ -252,8 +252,6 @@ enum cpu_exit cpu_run(struct cpu *c)
 			step = run_blocks(c, until);
 			if (step == STEP_FAULT)
 				step = exc_deliver(c);
-			else if (step == STEP_EARLY && c->deterministic && c->insns < until)
-				step = step_one(c);
 		}
 		if (step == STEP_EXIT || c->exit != CPU_EXIT_NONE)
 			break;
