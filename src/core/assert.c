@@ -16,14 +16,19 @@ void assert_set_hook(void (*hook)(void *, const char *, const char *, int), void
 	assert_hook = hook;
 }
 
+void assert_report(const char *what, const char *file, int line)
+{
+	static bool reported;
+	if (__atomic_test_and_set(&reported, __ATOMIC_SEQ_CST))
+		return; /* the report itself failed, or another thread was first */
+	log_error("internal error: %s at %s:%d", what, file, line);
+	if (assert_hook)
+		assert_hook(assert_hook_arg, what, file, line);
+}
+
 _Noreturn void assert_failed(const char *expr, const char *file, int line)
 {
-	static bool failing;
-	if (!__atomic_test_and_set(&failing, __ATOMIC_SEQ_CST)) {
-		log_error("internal error: assertion %s failed at %s:%d", expr, file, line);
-		if (assert_hook)
-			assert_hook(assert_hook_arg, expr, file, line);
-	}
+	assert_report(expr, file, line);
 	/* Not abort(): it needs tgkill and signal calls a confined role may not make. */
 	__builtin_trap();
 }

@@ -23,6 +23,10 @@ __attribute__((format(printf, 2, 3))) void log_line(enum log_level level, const 
 
 /* What assert_failed() (base.h) does before it ends the process: the hook may
  * write a report.  It runs once; an assertion inside it ends at once. */
-void assert_set_hook(void (*hook)(void *arg, const char *expr, const char *file, int line), void *arg);
+void assert_set_hook(void (*hook)(void *arg, const char *what, const char *file, int line), void *arg);
+
+/* The hook alone, for a death that is not an assertion (a host signal in our
+ * own code); once per process, from a signal handler too. */
+void assert_report(const char *what, const char *file, int line);
 
 #endif

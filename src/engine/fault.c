@@ -1,9 +1,11 @@
 /* Host signals caused by guest instructions that run natively (cpu/native.h). */
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include "core/log.h"
 #include "cpu/native.h"
 #include "engine/soft.h"
 
@@ -19,7 +21,12 @@ static void on_fault(int sig, siginfo_t *info, void *ucontext)
 		current->cpu->stats.signals++;
 		return;
 	}
-	/* A bug of ours: let the signal end the process where it happened. */
+	/* A bug of ours: report it, then let the signal end the process where it happened.  (SIGILL is also how
+	 * assert_failed() ends, which has reported already.) */
+	char what[96];
+	snprintf(what, sizeof what, "host signal %d, address %llx, pc %llx", sig, (unsigned long long)info->si_addr,
+		 (unsigned long long)uc->uc_mcontext.gregs[REG_RIP]);
+	assert_report(what, __FILE__, __LINE__);
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	sigaction(sig, &dfl, NULL);
 }

@@ -38,13 +38,13 @@ struct role_vm {
 
 static struct role_vm role_vm_state; /* one VM per process; the assertion hook has no other way to it */
 
-/* An assertion failed on some thread: everything known goes into the shared report. */
-static void role_vm_assert(void *arg, const char *expr, const char *file, int line)
+/* An assertion failed, or a host signal came, on some thread: everything known goes into the shared report. */
+static void role_vm_assert(void *arg, const char *what, const char *file, int line)
 {
 	struct role_vm *vm = arg;
-	report_cause(vm->report, "internal error: assertion %s failed at %s:%d", expr, file, line);
+	report_cause(vm->report, "internal error: %s at %s:%d", what, file, line);
 	report_section(vm->report, "internal error");
-	report_printf(vm->report, "assertion %s failed at %s:%d\n", expr, file, line);
+	report_printf(vm->report, "%s at %s:%d\n", what, file, line);
 	if (vm->machine)
 		vm_report_machine(vm->report, vm->machine, vm->hv);
 	report_done(vm->report);
