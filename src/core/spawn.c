@@ -139,7 +139,11 @@ int spawn_role(const struct spawn_config *cfg, struct spawned *out, struct err *
 	close(sp[0]);
 	if (n != 0) {
 		waitpid(pid, NULL, 0);
-		return err_sys(e, n == sizeof failed ? failed : EIO, "cannot start the %s process", cfg->role);
+		failed = n == sizeof failed ? failed : EIO;
+		int r = err_sys(e, failed == EINVAL ? EMFILE : failed, "cannot start the %s process", cfg->role);
+		if (failed == EINVAL || failed == EMFILE) /* F_DUPFD says EINVAL for numbers above the limit */
+			err_hint(e, "raise the limit of open files: ulimit -n 256");
+		return r;
 	}
 	int pidfd = (int)syscall(__NR_pidfd_open, pid, 0);
 	if (pidfd < 0) {
