@@ -6,12 +6,14 @@
 /* Flags an IRET or a task may load at this CPL; IF, IOPL and VM are added by privilege. */
 #define FL_IRET (FL_ARITH | FL_TF | FL_DF | FL_NT)
 
-/* Is off a valid instruction pointer for cs?  0 or #GP(0). */
-static int check_target(struct cpu *c, const struct insn *i, const struct seg *cs, u64 off)
+/* Is *off a valid instruction pointer for cs?  0 or #GP(0).  Of a 64-bit offset compatibility mode takes the lower half. */
+static int check_target(struct cpu *c, const struct insn *i, const struct seg *cs, u64 *off)
 {
 	if (cpu_long_mode(c) && cs->l)
-		return gva_canonical(off) ? 0 : exc_gp(c, i, 0);
-	return off <= cs->limit ? 0 : exc_gp(c, i, 0);
+		return gva_canonical(*off) ? 0 : exc_gp(c, i, 0);
+	if (cpu_long_mode(c))
+		*off = (u32)*off;
+	return *off <= cs->limit ? 0 : exc_gp(c, i, 0);
 }
 
 /* Real-address and virtual-8086 mode. */
@@ -75,7 +77,7 @@ static int call_gate(struct cpu *c, const struct insn *i, u16 gate_sel, u64 gate
 	if (!cs.present)
 		return exc_raise_error(c, i, VEC_NP, SEL_ERR(sel));
 	u8 cpl = call && !seg_is_conforming(&cs) ? cs.dpl : c->cpl;
-	if ((st = check_target(c, i, &cs, target)))
+	if ((st = check_target(c, i, &cs, &target)))
 		return st;
 	cs.sel = (u16)((sel & ~3u) | cpl);
 	cs.type |= SEG_ACCESSED;
@@ -156,7 +158,7 @@ static int far_transfer(struct cpu *c, const struct insn *i, u16 sel, u64 off, u
 	if (!cs.present)
 		return exc_raise_error(c, i, VEC_NP, SEL_ERR(sel));
 	stk_current(c, &stk);
-	if ((st = check_target(c, i, &cs, off)) || (st = desc_set_accessed(c, d, gva)))
+	if ((st = check_target(c, i, &cs, &off)) || (st = desc_set_accessed(c, d, gva)))
 		return st;
 	if (call) {
 		if ((st = stk_push(c, i, &stk, size, c->seg[CS].sel)) ||
@@ -279,7 +281,7 @@ int op_ret_far(struct cpu *c, const struct insn *i)
 		return st;
 	u8 rpl = SEL_RPL(sel);
 	if (rpl == c->cpl) {
-		if ((st = check_target(c, i, &cs, off)) || (st = desc_set_accessed(c, d, gva)))
+		if ((st = check_target(c, i, &cs, &off)) || (st = desc_set_accessed(c, d, gva)))
 			return st;
 		stack_set_rsp(c, stk.mask, stk.sp);
 		c->seg[CS] = cs;
@@ -287,7 +289,7 @@ int op_ret_far(struct cpu *c, const struct insn *i)
 	}
 	if ((st = stk_pop(c, i, &stk, size, &sp)) || (st = stk_pop(c, i, &stk, size, &v)))
 		return st;
-	if ((st = return_ss(c, i, (u16)v, rpl, cpu_long_mode(c) && cs.l, &ss)) || (st = check_target(c, i, &cs, off)) ||
+	if ((st = return_ss(c, i, (u16)v, rpl, cpu_long_mode(c) && cs.l, &ss)) || (st = check_target(c, i, &cs, &off)) ||
 	    (st = desc_set_accessed(c, d, gva)))
 		return st;
 	u64 mask = return_mask(c, &cs, &ss);
@@ -432,7 +434,7 @@ int op_iret(struct cpu *c, const struct insn *i)
 				return st;
 	if (new_stack && (st = return_ss(c, i, (u16)f[4], rpl, to64, &ss)))
 		return st;
-	if ((st = check_target(c, i, &cs, f[0])) || (st = desc_set_accessed(c, d, gva)))
+	if ((st = check_target(c, i, &cs, &f[0])) || (st = desc_set_accessed(c, d, gva)))
 		return st;
 
 	c->nmi_blocked = false;

@@ -41,6 +41,8 @@ static struct known {
 	{ ZYDIS_MNEMONIC_MOVNTQ, ZYDIS_MNEMONIC_MOVNTQ, KNOWN_X87, -1, "an MMX store that faults has already cleared TOP" },
 	{ ZYDIS_MNEMONIC_CALL, ZYDIS_MNEMONIC_CALL, KNOWN_MEM, 13,
 	  "a far CALL to a non-canonical address has already written the stack (RSP does not move)" },
+	{ ZYDIS_MNEMONIC_FSTP, ZYDIS_MNEMONIC_FSTP, KNOWN_MEM, 14,
+	  "an 80-bit store across a page stores its significand before the rest faults" },
 #define STATE(m, items)                                                                                                   \
 	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, items, -1,                                                                \
 	  "state images: order of accesses (which of two faults is seen), #AC instead of #GP (SDM vol. 2), width of FIP and FDP" }

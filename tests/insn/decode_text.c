@@ -1,4 +1,5 @@
-/* decode_text FILE...: every instruction of the executable sections of ELF files through the decoder.
+/* decode_text FILE...: every instruction of the executable sections of ELF files through the decoder; also of the
+ * kernel that UMBRA_TEST_VMLINUX names.
  *
  * Zydis sweeps each section from its start, and anew from every function symbol (data between functions would
  * otherwise be read as code).  For each instruction the decoder must give the same length and a handler: nothing that
@@ -188,11 +189,14 @@ int main(int argc, char **argv)
 	ZydisDecoderEnableMode(&zydis, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
 	ZydisDecoderEnableMode(&zydis, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
 	ZydisDecoderEnableMode(&zydis, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
+	const char *kernel = getenv("UMBRA_TEST_VMLINUX");
 	if (argc < 2) {
 		fprintf(stderr, "usage: decode_text ELF-FILE...\n");
 		return 2;
 	}
 	unsigned n = 0;
+	if (kernel && one_file(kernel))
+		n++;
 	for (int i = 1; i < argc; i++)
 		if (access(argv[i], R_OK))
 			printf("decode_text: %s: not here, skipped\n", argv[i]);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "compare.h"
+#include "gen_internal.h"
 
 static const struct executor *const executors[] = { &executor_native, &executor_interp };
 
@@ -154,6 +155,37 @@ static void run_random(struct executor *a, struct executor *b)
 	printf("insn: %llu random cases in %.1f s (%.1f s generating)\n", (unsigned long long)ALIGN_UP(opt_count, (u64)BATCH_CASES), now() - t0, tgen);
 }
 
+/* Every hand-written case from many states.  Returns the number that differed. */
+static u64 run_directed(struct executor *a, struct executor *b)
+{
+	u64 bad = 0, ran = 0;
+	struct rng r;
+	for (unsigned n = 0; n < directed_count; n++) {
+		rng_seed(&r, opt_seed, 0x100000 + n);
+		gen_batch(a->batch, &r);
+		a->batch->n = BATCH_CASES;
+		for (u32 i = 0; i < BATCH_CASES; i++)
+			directed_case(&a->batch->c[i], n, &r);
+		*b->batch = *a->batch;
+		a->start(a);
+		b->start(b);
+		b->wait(b);
+		a->wait(a);
+		for (u32 i = 0; i < BATCH_CASES; i++, ran++) {
+			struct insn_case *c = &a->batch->c[i];
+			if (compare_results(a->batch, c, &a->result[i], &b->result[i], NULL))
+				continue;
+			if (bad++ < 5 || opt_verbose) {
+				printf("MISMATCH directed %u: %s\n", n, directed_name(n));
+				print_case(a->batch, c, stdout);
+				compare_results(a->batch, c, &a->result[i], &b->result[i], stdout);
+			}
+		}
+	}
+	printf("insn: %llu hand-written cases, %llu differ\n", (unsigned long long)ran, (unsigned long long)bad);
+	return bad;
+}
+
 static int by_name(const void *a, const void *b)
 {
 	return strcmp(forms[*(const u32 *)a].name, forms[*(const u32 *)b].name);
@@ -239,6 +271,8 @@ int main(int argc, char **argv)
 	printf("insn: seed %llu, %s against %s, XCR0 %llx\n", (unsigned long long)opt_seed, second, engines,
 	       (unsigned long long)host.xcr0);
 	struct executor *a = make_executor(engines), *b = make_executor(second);
+	if (opt_case == ~0ull && !opt_form)
+		mismatches += run_directed(a, b);
 	if (opt_count || opt_case != ~0ull)
 		run_random(a, b);
 	a->destroy(a);
