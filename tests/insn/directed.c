@@ -67,7 +67,7 @@ void directed_case(struct insn_case *c, unsigned n, struct rng *r)
 	const struct directed *d = &directed[n];
 	memset(c, 0, offsetof(struct insn_case, vec_val));
 	gen_state(c, r);
-	c->form = ~0u;
+	c->form = FORM_DIRECTED;
 	c->len = d->len;
 	memset(c->bytes, 0xcc, sizeof(c->bytes));
 	memcpy(c->bytes, d->bytes, d->len);

@@ -775,7 +775,7 @@ bool gen_garbage(struct insn_case *c, const struct insn_batch *b, struct rng *r)
 	while (n < 24)
 		c->bytes[n++] = (u8)rng_u64(r);
 	c->len = (u8)n;
-	c->form = ~0u;
+	c->form = FORM_GARBAGE;
 	c->rip = CODE_BASE + 0x200 + rng_below(r, 512);
 	ZydisDecodedInstruction z;
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];

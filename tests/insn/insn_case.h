@@ -38,6 +38,10 @@
 #define SEL_USER_DS 0x2b
 #define SEL_USER_CS 0x33
 
+/* insn_case.form of what is not one instruction of the table */
+#define FORM_GARBAGE ~0u
+#define FORM_DIRECTED (~0u - 1)
+
 struct case_patch {
 	u64 addr; /* linear, within the data pages */
 	u8 len;

@@ -91,7 +91,7 @@ static void check_case(struct executor *a, struct executor *b, u32 i, u64 number
 {
 	struct insn_case *c = &a->batch->c[i];
 	struct insn_result *want = &a->result[i], *got = &b->result[i];
-	struct form *f = c->form != ~0u ? &forms[c->form] : NULL;
+	struct form *f = c->form != FORM_GARBAGE ? &forms[c->form] : NULL;
 	ends[want->end & 127]++;
 	if (f) {
 		f->runs++;
