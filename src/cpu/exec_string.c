@@ -60,7 +60,8 @@ static bool give_way(struct cpu *c, const struct insn *i, const struct str *s, u
 {
 	if (!s->rep || !s->count)
 		return false;
-	if (likely(!c->slow && !c->attn && *burst < REP_BURST))
+	/* c->patched: an element was stored into code, maybe this very instruction's */
+	if (likely(!c->slow && !c->attn && !c->patched && *burst < REP_BURST))
 		return false;
 	c->aflags = s->aflags;
 	c->rip = insn_rip(c, i);

@@ -211,7 +211,9 @@ static int fault_or_undefined(struct cpu *c, const struct insn *i, const struct 
 	if (status == STUB_FAULT && c->native->fault.trapno == VEC_UD)
 		return exc_ud(c, i);
 	native_proven(c, op);
-	if (status == STUB_FAULT && (c->native->fault.trapno == VEC_GP ? misaligned : x87 || keep))
+	/* #XM only from registers (keep): CVTPS2PI has met what lay in the scratch memory. */
+	const u64 trapno = c->native->fault.trapno;
+	if (status == STUB_FAULT && (trapno == VEC_GP ? misaligned : trapno == VEC_XM ? keep : x87 || keep))
 		return native_raise(c, i);
 	c->exc = exc;
 	return fault;

@@ -730,6 +730,11 @@ bool gen_case(struct insn_case *c, const struct insn_batch *b, u32 fi, struct rn
 		}
 		special_operands(c, &z, ops, r);
 		bool ok = operand_range_ok(c->gpr[4]);
+		/* Fast strings that overwrite themselves stop somewhere in a cache line, with registers that do not say where
+		 * (seen on Intel): no oracle. */
+		if ((z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) &&
+		    (c->gpr[7] & MASK(z.address_width)) - (CODE_BASE - PAGE_SIZE) < CODE_SIZE + 2 * PAGE_SIZE)
+			ok = false;
 		bool split = false;
 		for (unsigned i = 0; i < z.operand_count; i++) {
 			const ZydisDecodedOperand *o = &ops[i];
