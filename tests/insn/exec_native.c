@@ -78,7 +78,7 @@ struct native {
 static struct native_shared *sh;
 static bool running;
 static s64 cur = -1;
-static u64 tick_case = ~0ull;
+static u64 loaded, tick_loaded; /* cases begun so far; the same at the last tick */
 static gregset_t home_gregs;
 static u8 home_fpu[XSAVE_MAX] __attribute__((aligned(64)));
 static u64 home_gs_base;
@@ -139,6 +139,7 @@ static void native_load(ucontext_t *uc)
 	native_segs.flags = (c->rflags & BIT(21)) | 2;
 	arena_place((u8 *)CODE_BASE, (u8 *)DATA_BASE, c);
 	sh->current = (u32)cur;
+	loaded++;
 }
 
 void native_handler(int sig, siginfo_t *info, void *ucv)
@@ -156,8 +157,8 @@ void native_handler(int sig, siginfo_t *info, void *ucv)
 		native_load(uc);
 		return;
 	}
-	if (sig == SIGPROF && tick_case != (u64)cur) {
-		tick_case = (u64)cur;
+	if (sig == SIGPROF && tick_loaded != loaded) {
+		tick_loaded = loaded;
 		return;
 	}
 	native_store(uc, sig);
