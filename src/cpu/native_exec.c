@@ -189,7 +189,7 @@ static int fault_or_undefined(struct cpu *c, const struct insn *i, const struct 
 {
 	unsigned align = op->size & -(unsigned)op->size; /* 16, 32, 64 */
 	bool misaligned = op->size >= 16 && (ea & (align - 1));
-	bool x87 = (op->flags & NF_X87) || op->check == NCHK_MMX;
+	bool x87 = op->check == NCHK_X87 || op->check == NCHK_MMX; /* FLDCW waits as well */
 	/* A vector store that converts has set its MXCSR flags before it faults. */
 	bool keep = op->access == NACC_W && op->check >= NCHK_SSE;
 	struct gpr_copy gpr;
