@@ -79,6 +79,9 @@ void blockcache_flush(struct cpu *c)
 	bc->used = 0;
 	native_reset(c->native);
 	c->code_gen++;
+	c->trs.jkey = c->code_gen << 8 | c->mode_key;
+	if (c->tr_flush)
+		c->tr_flush(c);
 	c->stats.decode_flushes++;
 }
 
@@ -106,6 +109,8 @@ bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
 		if (at < off + len && off < at + b->bytes) {
 			b->dead = true;
 			killed = true;
+			if (b->code)
+				c->tr_kill(c, b);
 			*link = b->page_next;
 			struct block **h = &c->blocks->hash[block_hash(b->gpa, b->mode)];
 			while (*h && *h != b)
@@ -245,7 +250,7 @@ static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *hos
 {
 	struct blockcache *bc = c->blocks;
 	size_t worst = sizeof(struct block) + (BLOCK_MAX_INSNS + 1) * sizeof(struct insn);
-	if (bc->size - bc->used < worst + sizeof(struct code_page) + 256 || !native_space(c->native, BLOCK_MAX_INSNS))
+	if (bc->size - bc->used < worst + sizeof(struct code_page) + 256 || !native_space(c->native, BLOCK_MAX_INSNS) || c->tr_full)
 		blockcache_flush(c);
 
 	fpu_save(c); /* the decoder is an ordinary library */

@@ -17,6 +17,8 @@ struct block {
 	u32 mode;        /* low bits of mode_key that decoding depends on */
 	u16 n, bytes;    /* guest instructions (not counting the end marker), their length */
 	bool dead;
+	u16 heat;        /* executions so far, until the translator is asked */
+	void *code;      /* its translation */
 	struct block *hash_next, *page_next;
 	struct block *succ[2]; /* STEP_TAKEN, STEP_FALL: only within the same page */
 	struct insn insn[]; /* n + 1 */
@@ -46,7 +48,10 @@ void block_leave_after(struct cpu *c, const struct insn *i);
 #define MODE_CODE_MASK 3u
 #define MODE_USER 4u
 #define MODE_REAL 8u /* CR0.PE = 0 or EFLAGS.VM = 1 */
-#define MODE_DECODE_MASK (MODE_CODE_MASK | MODE_REAL)
+#define MODE_AC 16u /* supervisor code that may touch user pages (SMAP off or suspended) */
+/* Blocks are separate for these: translations embed the rights of their memory accesses. */
+#define MODE_DECODE_MASK (MODE_CODE_MASK | MODE_REAL | MODE_USER | MODE_AC)
+#define BLOCK_HOT 16
 
 /* decode.c: decodes one instruction of at most avail bytes for c's mode at block offset off.
  * Returns its length; 0: more than avail bytes are needed; -1: longer than 15 bytes (#GP).

@@ -94,6 +94,28 @@ struct tlb_entry {
  * which is never filled so that every access takes the slow path. */
 enum tlb_ctx { TLB_USER, TLB_KERNEL, TLB_KERNEL_AC, TLB_EMPTY, TLB_CTX_COUNT };
 
+/* The part of the software TLB that translated code looks at, addressed relative to struct cpu: for the page with low
+ * page-number bits k, minus its linear address (for reads, for writes) and where it is in the host.  An entry that
+ * must not match holds the negative of an address with other low bits, so that `address + entry` is never below
+ * PAGE_SIZE.  Filled and flushed together with the big one. */
+#define FTLB_BITS 8
+#define FTLB_SIZE (1u << FTLB_BITS)
+#define FTLB_NONE(k) (0 - ((u64)((k) ^ 1) << PAGE_SHIFT))
+struct ftlb { u64 read[FTLB_SIZE], write[FTLB_SIZE], host[FTLB_SIZE]; };
+
+/* Translated code runs with GS base = struct cpu and keeps its state here.  See engine/tr/translate.h. */
+struct tr_state {
+	u64 slot[3];       /* guest values of the registers the running translation uses as scratch */
+	u64 host_rsp;      /* stack of the C code that entered translated code */
+	s64 budget;        /* instructions left before the outer loop must look at events */
+	u64 poll_mask;     /* BIT(63): leave when the budget is negative; ~0: leave now */
+	u64 site;          /* struct tr_site of the instruction or exit that calls for C code */
+	u64 target;        /* where the dispatcher jumps to */
+	u64 saved_flags;
+	u64 jkey;          /* code_gen and mode, as in jcache keys */
+	u64 page_number_mask, sign_mask, high_mask, canonical_bias; /* constants */
+};
+
 #define JCACHE_BITS 12
 struct jcache_entry { u64 rip; u64 key; struct block *block; };
 
@@ -177,7 +199,7 @@ struct cpu {
 	u8 maxphyaddr;
 	struct tlb_entry *tlbs[TLB_CTX_COUNT];
 	struct jcache_entry *jcache;
-	u64 code_gen;          /* bumped when linear → code mapping may have changed; part of jcache keys */
+	u64 code_gen;          /* bumped (cpu_code_changed) when linear → code mapping may have changed; part of jcache keys */
 	struct blockcache *blocks;
 	struct decoder *decoder;
 	struct native *native; /* stub arena, see native.h */
@@ -185,12 +207,25 @@ struct cpu {
 	const struct cpuid_table *cpuid;
 	struct { u64 ring[CPU_RIP_RING]; unsigned head; } rips; /* starts of the last blocks */
 	struct cpu_stats stats;
+	struct tr_state trs;
+	struct translator *translator;
+	bool tr_full;          /* no room for translations: flush before the next block is decoded */
+	u64 tr_until;          /* insns count of the next event */
+	struct ftlb ftlb[TLB_EMPTY];
+	bool tr_on;            /* hot blocks may be translated */
+	void (*tr_hot)(struct cpu *c, struct block *b);          /* a block got hot: translate it */
+	int (*tr_enter)(struct cpu *c, const struct block *b);   /* run its translation; a STEP_* */
+	void (*tr_flush)(struct cpu *c);                         /* all blocks are forgotten */
+	void (*tr_kill)(struct cpu *c, struct block *b);         /* this one must not be entered again */
 	u64 db_pending;        /* DR6 bits of data breakpoints hit by the running instruction (a trap) */
 	bool tlb_large[2];     /* pages larger than 4K were cached in the lower / upper half since the last flush */
 	struct insn *patched;  /* instruction whose handler is replaced to leave the block, see block_leave_after() */
 	int (*patched_fn)(struct cpu *, const struct insn *);
 	void *owner;           /* the back end's vCPU */
 };
+
+/* Whoever sets c->attn calls this too: translated code leaves at its next block.  Any thread. */
+static inline void cpu_poke(struct cpu *c) { __atomic_store_n(&c->trs.poll_mask, ~0ull, __ATOMIC_SEQ_CST); }
 
 #define CPL(c) ((c)->cpl)
 static inline bool cpu_long_mode(const struct cpu *c) { return c->efer & EFER_LMA; }

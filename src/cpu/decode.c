@@ -143,7 +143,7 @@ enum { ENDS = 1, ALONE = 2 };
 static const struct sys_entry { ZydisMnemonic m; insn_fn fn; u8 flags; } sys_table[] = {
 	{ ZYDIS_MNEMONIC_ARPL, op_arpl, 0 },
 	{ ZYDIS_MNEMONIC_BOUND, op_bound, 0 },
-	{ ZYDIS_MNEMONIC_CLAC, op_clac, 0 },
+	{ ZYDIS_MNEMONIC_CLAC, op_clac, ENDS },
 	{ ZYDIS_MNEMONIC_CLI, op_cli, 0 },
 	{ ZYDIS_MNEMONIC_CLTS, op_clts, ENDS },
 	{ ZYDIS_MNEMONIC_CPUID, op_cpuid, ALONE },
@@ -186,7 +186,7 @@ static const struct sys_entry { ZydisMnemonic m; insn_fn fn; u8 flags; } sys_tab
 	{ ZYDIS_MNEMONIC_SIDT, op_sidt, 0 },
 	{ ZYDIS_MNEMONIC_SLDT, op_sldt, 0 },
 	{ ZYDIS_MNEMONIC_SMSW, op_smsw, 0 },
-	{ ZYDIS_MNEMONIC_STAC, op_stac, 0 },
+	{ ZYDIS_MNEMONIC_STAC, op_stac, ENDS },
 	{ ZYDIS_MNEMONIC_STI, op_sti, ENDS },
 	{ ZYDIS_MNEMONIC_STR, op_str, 0 },
 	{ ZYDIS_MNEMONIC_SWAPGS, op_swapgs, 0 },

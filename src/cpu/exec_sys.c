@@ -237,7 +237,7 @@ int op_popf(struct cpu *c, const struct insn *i)
 	NEXT(c, i);
 }
 
-/* SMAP's flag.  Block keys do not depend on AC: stay in the block. */
+/* SMAP's flag.  Blocks are keyed by it: leave. */
 static int set_ac(struct cpu *c, const struct insn *i, bool on)
 {
 	REQUIRE_CPL0(c, i);
@@ -246,7 +246,8 @@ static int set_ac(struct cpu *c, const struct insn *i, bool on)
 		c->sflags = now;
 		cpu_update_mode(c);
 	}
-	NEXT(c, i);
+	c->rip = insn_next_rip(c, i);
+	return STEP_NEXT;
 }
 int op_stac(struct cpu *c, const struct insn *i)
 {

@@ -18,15 +18,16 @@ void cpu_update_mode(struct cpu *c)
 	u32 code = cpu_code64(c) ? MODE_CODE64 : !cpu_vm86(c) && c->seg[CS].db && !cpu_real(c) ? MODE_CODE32 : MODE_CODE16;
 	if (cpu_real(c) && c->seg[CS].db)
 		code = MODE_CODE32; /* the D bit survives the switch to real mode until CS is reloaded */
-	u32 key = code | (c->cpl == 3 ? MODE_USER : 0) | (legacy_rights ? MODE_REAL : 0);
-	c->mode_key = key;
 	const bool align_check = c->cpl == 3 && (c->sflags & FL_AC) && (c->cr0 & CR0_AM);
 	const bool watch = c->dr7 & 0xff;
 	const bool smap_off = !(c->cr4 & CR4_SMAP) || (c->sflags & FL_AC);
 	c->tlb = c->tlbs[align_check || watch ? TLB_EMPTY : c->cpl == 3 ? TLB_USER : smap_off ? TLB_KERNEL_AC : TLB_KERNEL];
+	c->mode_key = code | (c->cpl == 3 ? MODE_USER : 0) | (legacy_rights ? MODE_REAL : 0) |
+		      (c->cpl != 3 && smap_off ? MODE_AC : 0);
+	c->trs.jkey = c->code_gen << 8 | c->mode_key;
 	/* A code segment that ends somewhere: step_one() compares every instruction with the limit. */
 	const bool limited = !cpu_code64(c) && c->seg[CS].limit != 0xffffffff;
-	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch || limited;
+	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch || limited || align_check;
 }
 
 /* How many instructions of b retired when it was left at c->rip from within. */
@@ -177,6 +178,15 @@ static int run_blocks(struct cpu *c, u64 until)
 		c->rips.ring[c->rips.head++ % CPU_RIP_RING] = c->rip;
 		c->r[R_RIP] = c->rip;
 		c->stats.blocks++;
+		if (b->code) {
+			step = c->tr_enter(c, b); /* counts for itself */
+			if (step != STEP_NEXT || c->attn || c->insns >= until || c->exit)
+				return step == STEP_NEXT ? STEP_MODE : step;
+			b = block_find(c, &step);
+			continue;
+		}
+		if (unlikely(c->tr_on && b->heat < BLOCK_HOT && !b->dead && ++b->heat == BLOCK_HOT))
+			c->tr_hot(c, b);
 		step = b->insn[0].fn(c, &b->insn[0]);
 		if (likely(step <= STEP_FALL)) {
 			c->insns += b->n;
@@ -240,6 +250,12 @@ enum cpu_exit cpu_run(struct cpu *c)
 		u64 until = next_event(c);
 		if (until <= c->insns)
 			until = c->insns + 1;
+		if (until - c->insns > BIT(40))
+			until = c->insns + BIT(40); /* the budget of translated code is signed */
+		c->tr_until = until;
+		__atomic_store_n(&c->trs.poll_mask, BIT(63), __ATOMIC_SEQ_CST);
+		if (c->attn)
+			cpu_poke(c);
 		int step;
 		if (unlikely(replay || shadow || c->slow)) {
 			c->mmio.next = 0;

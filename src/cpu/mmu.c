@@ -187,6 +187,11 @@ void mmu_fill(struct cpu *c, enum tlb_ctx ctx, u64 gva, const struct mmu_page *p
 	t->xtag = pg->x ? page : TLB_NONE;
 	t->addend = (u64)s->hva + off - page;
 	t->gpa = (pg->gpa & PAGE_MASK) | pg->shift;
+	const unsigned k = (gva >> PAGE_SHIFT) & (FTLB_SIZE - 1);
+	struct ftlb *f = &c->ftlb[ctx];
+	f->read[k] = t->rtag == page ? 0 - page : FTLB_NONE(k);
+	f->write[k] = t->wtag == page ? 0 - page : FTLB_NONE(k);
+	f->host[k] = page + t->addend;
 	if (pg->shift > 12)
 		c->tlb_large[gva >> 63] = true;
 	c->stats.tlb_misses++;
@@ -198,12 +203,23 @@ static void tlb_clear(struct tlb_entry *t, unsigned n)
 		t[k].rtag = t[k].wtag = t[k].xtag = TLB_NONE;
 }
 
+static void ftlb_clear(struct ftlb *f, unsigned k) { f->read[k] = f->write[k] = FTLB_NONE(k); }
+
+static void code_changed(struct cpu *c)
+{
+	c->code_gen++;
+	c->trs.jkey = c->code_gen << 8 | c->mode_key;
+}
+
 void mmu_flush_all(struct cpu *c)
 {
+	for (unsigned ctx = 0; ctx < TLB_EMPTY; ctx++)
+		for (unsigned k = 0; k < FTLB_SIZE; k++)
+			ftlb_clear(&c->ftlb[ctx], k);
 	for (unsigned k = 0; k < TLB_EMPTY; k++)
 		tlb_clear(c->tlbs[k], TLB_SIZE);
 	c->tlb_large[0] = c->tlb_large[1] = false;
-	c->code_gen++;
+	code_changed(c);
 	c->stats.tlb_flushes++;
 }
 
@@ -212,8 +228,12 @@ void mmu_flush_nonglobal(struct cpu *c) { mmu_flush_all(c); }
 
 void mmu_flush_page(struct cpu *c, u64 gva)
 {
-	c->code_gen++;
+	code_changed(c);
 	for (unsigned k = 0; k < TLB_EMPTY; k++) {
+		/* A large page may be in any entry: drop them all. */
+		for (unsigned j = 0; c->tlb_large[gva >> 63] && j < FTLB_SIZE; j++)
+			ftlb_clear(&c->ftlb[k], j);
+		ftlb_clear(&c->ftlb[k], (gva >> PAGE_SHIFT) & (FTLB_SIZE - 1));
 		if (!c->tlb_large[gva >> 63]) {
 			tlb_clear(&c->tlbs[k][(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)], 1);
 			continue;
@@ -230,8 +250,13 @@ void mmu_flush_page(struct cpu *c, u64 gva)
 
 void mmu_protect_code(struct cpu *c, gpa_t page)
 {
-	for (unsigned k = 0; k < TLB_EMPTY; k++)
+	const u64 host = (u64)ram_ptr(c->ram, page, PAGE_SIZE);
+	for (unsigned k = 0; k < TLB_EMPTY; k++) {
 		for (unsigned j = 0; j < TLB_SIZE; j++)
 			if ((c->tlbs[k][j].gpa & PAGE_MASK) == page.v)
 				c->tlbs[k][j].wtag = TLB_NONE;
+		for (unsigned j = 0; j < FTLB_SIZE; j++)
+			if (c->ftlb[k].host[j] == host)
+				c->ftlb[k].write[j] = FTLB_NONE(j);
+	}
 }

@@ -41,7 +41,7 @@ static u64 wall_ns(void)
 	return (u64)ts.tv_sec * 1000000000 + (u64)ts.tv_nsec;
 }
 
-static int soft_create(const struct hv_config *cfg, struct hv **out)
+static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 {
 	if (cfg->max_vcpus < 1 || cfg->max_vcpus > SOFT_MAX_VCPUS)
 		return -ENOTSUP;
@@ -49,6 +49,7 @@ static int soft_create(const struct hv_config *cfg, struct hv **out)
 	if (!hv)
 		return -ENOMEM;
 	hv->cfg = *cfg;
+	hv->translate = translate;
 	if (cfg->deterministic) {
 		hv->cfg.tsc_khz = 1000000; /* one virtual cycle per instruction, 1 GHz: the same on every host */
 	} else if (!hv->cfg.tsc_khz) {
@@ -72,6 +73,9 @@ static int soft_create(const struct hv_config *cfg, struct hv **out)
 	*out = hv;
 	return 0;
 }
+
+static int soft_create(const struct hv_config *cfg, struct hv **out) { return create(cfg, false, out); }
+static int translate_create(const struct hv_config *cfg, struct hv **out) { return create(cfg, true, out); }
 
 static void free_flags(struct ram_slot *s)
 {
@@ -115,6 +119,7 @@ static int soft_set_memory_region(struct hv *hv, const struct kvm_userspace_memo
 static void attend(struct vcpu *v, u32 why)
 {
 	__atomic_or_fetch(&v->cpu->attn, why, __ATOMIC_SEQ_CST);
+	cpu_poke(v->cpu);
 	soft_wake(v);
 }
 
@@ -162,6 +167,7 @@ static void soft_vcpu_destroy(struct vcpu *v)
 {
 	if (!v)
 		return;
+	translate_detach(&v->translator);
 	native_memory_destroy(&v->native);
 	if (v->cpu_memory)
 		munmap(v->cpu_memory, v->cpu_memory_size);
@@ -209,6 +215,10 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	}
 	v->cpu = cpu_init(v->cpu_memory, &cc);
 	v->cpu->owner = v;
+	if (hv->translate && (r = translate_attach(&v->translator, v->cpu))) {
+		soft_vcpu_destroy(v);
+		return r;
+	}
 	v->cpu->boot_tsc = hv->boot_tsc;
 	v->cpu->boot_wall_ns = hv->boot_wall_ns;
 	if (hv->cfg.deterministic)
@@ -340,6 +350,8 @@ static int soft_vcpu_run(struct vcpu *v)
 		int r = soft_faults_thread(v);
 		if (r)
 			return r;
+		if (v->hv->translate)
+			translate_thread(v->cpu);
 		v->thread_ready = true;
 	}
 	complete(v);
@@ -402,25 +414,25 @@ static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
 	memcpy(out, values, sizeof values);
 }
 
-const struct hv_ops hv_interpreter = {
-	.name = "interpret",
-	.create = soft_create,
-	.destroy = soft_destroy,
-	.set_memory_region = soft_set_memory_region,
-	.signal_msi = soft_signal_msi,
-	.invalidate = soft_invalidate,
-	.clock_ns = soft_clock_ns,
-	.vcpu_create = soft_vcpu_create,
-	.vcpu_destroy = soft_vcpu_destroy,
-	.vcpu_shared = soft_vcpu_shared,
-	.vcpu_run = soft_vcpu_run,
-	.vcpu_kick = soft_vcpu_kick,
-	.get_regs = soft_get_regs,
-	.set_regs = soft_set_regs,
-	.get_sregs = soft_get_sregs,
-	.set_sregs = soft_set_sregs,
-	.read_virt = soft_read_virt,
-	.last_error = soft_last_error,
-	.last_rips = soft_last_rips,
+#define SOFT_OPS                                                                                                       \
+	.destroy = soft_destroy,                                                                                       \
+	.set_memory_region = soft_set_memory_region,                                                                   \
+	.signal_msi = soft_signal_msi,                                                                                 \
+	.invalidate = soft_invalidate,                                                                                 \
+	.clock_ns = soft_clock_ns,                                                                                     \
+	.vcpu_create = soft_vcpu_create,                                                                               \
+	.vcpu_destroy = soft_vcpu_destroy,                                                                             \
+	.vcpu_shared = soft_vcpu_shared,                                                                               \
+	.vcpu_run = soft_vcpu_run,                                                                                     \
+	.vcpu_kick = soft_vcpu_kick,                                                                                   \
+	.get_regs = soft_get_regs,                                                                                     \
+	.set_regs = soft_set_regs,                                                                                     \
+	.get_sregs = soft_get_sregs,                                                                                   \
+	.set_sregs = soft_set_sregs,                                                                                   \
+	.read_virt = soft_read_virt,                                                                                   \
+	.last_error = soft_last_error,                                                                                 \
+	.last_rips = soft_last_rips,                                                                                   \
 	.stats = soft_stats,
-};
+
+const struct hv_ops hv_interpreter = { .name = "interpret", .create = soft_create, SOFT_OPS };
+const struct hv_ops hv_translator = { .name = "translate", .create = translate_create, SOFT_OPS };

@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
 #include "engine/native_memory.h"
+#include "engine/tr/translate.h"
 #include "vcpu/vcpu.h"
 
 #define SOFT_MAX_VCPUS 1 /* cross-vCPU invalidation of decoded code comes with the translator */
@@ -17,6 +18,7 @@ struct hv {
 	struct ram ram;
 	struct vcpu *vcpu[SOFT_MAX_VCPUS];
 	unsigned n_vcpus;
+	bool translate;      /* hot blocks are translated (engine/tr) */
 	u64 boot_tsc, boot_wall_ns;
 };
 
@@ -34,6 +36,7 @@ struct vcpu {
 	u32 waiters;         /* threads that want `running` */
 	void *signal_stack;
 	bool thread_ready;
+	struct translator translator;
 	char error[512];
 };
 

@@ -125,6 +125,7 @@ struct hv_ops {
 	void (*stats)(struct vcpu *v, u64 out[HV_STAT_COUNT]);
 };
 
-extern const struct hv_ops hv_interpreter;
+extern const struct hv_ops hv_interpreter; /* src/cpu alone */
+extern const struct hv_ops hv_translator;  /* the same with hot code translated (src/engine/tr) */
 
 #endif

@@ -1,0 +1,966 @@
+#include "engine/tr/translate.h"
+
+#include <Zydis/Zydis.h>
+#include <errno.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cpu/exec.h"
+#include "cpu/fpu.h"
+#include "engine/tr/emit.h"
+
+/* ---- what emitted code calls C for ---- */
+
+enum site_kind { SITE_INSN, SITE_LINK };
+
+/* Results of the C side to the common routines: negative resumes translated code. */
+#define TR_RESUME (-1)
+
+struct tr_site {
+	struct insn insn[2]; /* the instruction, then op_resume */
+	struct block *block;
+	u8 kind;             /* enum site_kind */
+	u8 t[2];             /* scratch registers whose guest values are in tr.slot[0..1] */
+	bool rcx_in_slot;    /* guest RCX is in tr.slot[2] */
+	bool scratch_live;   /* slots hold guest values (a miss in mid-instruction), else the registers do */
+	u64 resume;          /* executable address behind the instruction */
+	u8 *patch;           /* LINK: rel32 of the jump, writable view */
+	u8 taken;
+};
+
+static H(op_resume) { return 100; }
+enum { STEP_RESUME = 100 };
+
+static size_t r_off(unsigned reg) { return offsetof(struct cpu, r) + 8 * reg; }
+#define TR(field) (offsetof(struct cpu, trs) + offsetof(struct tr_state, field))
+#define SLOT(n) (TR(slot) + 8 * (n))
+
+static struct translator *translator_of(struct cpu *c);
+
+/* The instruction of c->trs.site through its interpreter handler. */
+#ifdef TR_HIST
+#include <stdio.h>
+static struct { void *fn; u64 n, miss; } hist[512];
+static void __attribute__((destructor)) hist_dump(void) { FILE *f = fopen("/tmp/hist.txt","w"); for (int k=0;k<512;k++) if (hist[k].n) fprintf(f,"%lu %lu %p\n",hist[k].n,hist[k].miss,hist[k].fn); fclose(f);} 
+#endif
+static s64 tr_call(struct cpu *c)
+{
+	struct tr_site *s = (struct tr_site *)c->trs.site;
+#ifdef TR_HIST
+	for (unsigned k=0;k<512;k++){ if(!hist[k].fn||hist[k].fn==(void*)s->insn[0].fn){hist[k].fn=(void*)s->insn[0].fn;hist[k].n++; break;}}
+#endif
+	struct block *b = s->block;
+	if (s->scratch_live) {
+		c->r[s->t[0]] = c->trs.slot[0];
+		c->r[s->t[1]] = c->trs.slot[1];
+	}
+	if (s->rcx_in_slot)
+		c->r[RCX] = c->trs.slot[2];
+	const u64 done = c->tr_until - (u64)c->trs.budget; /* the block's instructions are counted already */
+	c->insns = done - b->n;
+	int step = s->insn[0].fn(c, &s->insn[0]);
+	if (likely(step == STEP_RESUME)) {
+		c->trs.target = s->resume;
+		return TR_RESUME;
+	}
+	if (c->patched) {
+		c->patched->fn = c->patched_fn;
+		c->patched = NULL;
+	}
+	const unsigned idx = s->insn[0].idx;
+	const bool incomplete = (step == STEP_FAULT || step == STEP_EXIT || step == STEP_EARLY) && c->rip == insn_rip(c, &s->insn[0]);
+	c->insns += incomplete ? idx : idx + 1u;
+	if (step == STEP_TAKEN || step == STEP_FALL)
+		step = STEP_NEXT;
+	return step;
+}
+
+/* Left at a block's entry: its instructions must not count. */
+static s64 tr_early(struct cpu *c)
+{
+	const struct tr_site *s = (const struct tr_site *)c->trs.site;
+	c->insns = c->tr_until - (u64)c->trs.budget - s->block->n;
+	c->rip = c->r[R_RIP];
+	return STEP_EARLY;
+}
+
+/* A direct exit that is not linked yet. */
+static s64 tr_link(struct cpu *c)
+{
+	struct tr_site *s = (struct tr_site *)c->trs.site;
+	c->insns = c->tr_until - (u64)c->trs.budget;
+	c->rip = c->r[R_RIP];
+	if (c->insns >= c->tr_until || c->attn)
+		return STEP_NEXT;
+	const u64 flushes = c->stats.decode_flushes;
+	int step = STEP_NEXT;
+	struct block *from = s->block, *to = block_find(c, &step);
+	if (!to || flushes != c->stats.decode_flushes)
+		return STEP_NEXT; /* the loop finds it, or its fault, again */
+	if (!to->code || to->dead || from->dead || to->mode != from->mode || ((to->gpa ^ from->gpa) & PAGE_MASK))
+		return STEP_NEXT;
+	struct translator *t = translator_of(c);
+	emit_patch(s->patch, t->rw + ((u8 *)to->code - t->rx));
+	t->stat_links++;
+	c->trs.target = (u64)to->code;
+	return TR_RESUME;
+}
+
+/* The dispatcher found nothing. */
+static s64 tr_miss(struct cpu *c)
+{
+	c->insns = c->tr_until - (u64)c->trs.budget;
+	c->rip = c->r[R_RIP];
+	return STEP_NEXT;
+}
+
+/* ---- common routines ---- */
+
+/* All guest registers and flags to c->r, host stack, call fn(c); resume or return. */
+static void emit_call_c(struct translator *t, struct emit *e, s64 (*fn)(struct cpu *), const u8 *leave, const u8 *reload)
+{
+	(void)t;
+	for (unsigned r = 0; r < 16; r++)
+		emit_store_gs(e, r_off(r), r);
+	emit_load_gs(e, RSP, TR(host_rsp));
+	EMIT(e, 0x9c);                                 /* pushfq */
+	EMIT(e, 0x65, 0x8f, 0x04, 0x25);               /* pop gs:[aflags] */
+	emit_u32(e, (u32)offsetof(struct cpu, aflags));
+	EMIT(e, 0xf3, 0x48, 0x0f, 0xae, 0xcf);         /* rdgsbase rdi */
+	EMIT(e, 0x48, 0xb8);                           /* mov rax, fn */
+	u64 f = (u64)fn;
+	emit_bytes(e, &f, 8);
+	EMIT(e, 0xff, 0xd0);                           /* call rax */
+	EMIT(e, 0x48, 0x85, 0xc0);                     /* test rax, rax */
+	emit_patch(emit_jcc(e, 8), reload);            /* js reload */
+	emit_patch(emit_jmp(e), leave);
+}
+
+static u8 *emit_common(struct translator *t, struct emit *e, struct cpu *c)
+{
+	/* reload: registers and flags from c, jump to tr.target */
+	u8 *reload = e->p;
+	emit_load_gs(e, RAX, offsetof(struct cpu, aflags));
+	EMIT(e, 0x25);                                 /* and eax, FL_ARITH */
+	emit_u32(e, (u32)FL_ARITH);
+	EMIT(e, 0x83, 0xc8, 0x02, 0x50, 0x9d);         /* or eax, 2; push rax; popfq */
+	for (unsigned r = 0; r < 16; r++)
+		emit_load_gs(e, r, r_off(r));
+	EMIT(e, 0x65, 0xff, 0x24, 0x25);               /* jmp gs:[tr.target] */
+	emit_u32(e, (u32)TR(target));
+
+	/* leave: return rax to the C caller of enter */
+	u8 *leave = e->p;
+	EMIT(e, 0x48, 0x83, 0xc4, 0x08);               /* add rsp, 8 */
+	EMIT(e, 0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3); /* pop r15 r14 r13 r12 rbp rbx; ret */
+
+	/* enter: called from C */
+	t->enter = e->p;
+	EMIT(e, 0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57); /* push rbx rbp r12 r13 r14 r15 */
+	EMIT(e, 0x48, 0x83, 0xec, 0x08);               /* sub rsp, 8: calls from here are aligned */
+	emit_store_gs(e, TR(host_rsp), RSP);
+	emit_patch(emit_jmp(e), reload);
+
+	t->call_site = e->p;
+	emit_call_c(t, e, tr_call, leave, reload);
+	t->leave_early = e->p;
+	emit_call_c(t, e, tr_early, leave, reload);
+	t->link = e->p;
+	emit_call_c(t, e, tr_link, leave, reload);
+	u8 *miss = e->p;
+	emit_call_c(t, e, tr_miss, leave, reload);
+
+	/* dispatch: all guest registers and flags live, R_RIP holds the target */
+	t->dispatch = e->p;
+	const size_t jc = (size_t)((u8 *)c->jcache - (u8 *)c);
+	emit_store_gs(e, SLOT(0), RAX);
+	EMIT(e, 0x9f, 0x0f, 0x90, 0xc0);               /* lahf; seto al */
+	emit_store_gs(e, SLOT(1), RCX);
+	emit_store_gs(e, SLOT(2), RDX);
+	emit_load_gs(e, RCX, r_off(R_RIP));
+	emit_mov(e, RDX, RCX);
+	EMIT(e, 0x48, 0xc1, 0xea, JCACHE_BITS);        /* shr rdx, JCACHE_BITS */
+	EMIT(e, 0x48, 0x31, 0xca);                     /* xor rdx, rcx */
+	EMIT(e, 0x81, 0xe2);                           /* and edx, mask */
+	emit_u32(e, (u32)MASK(JCACHE_BITS));
+	emit_lea(e, RDX, RDX, RDX, 1, 0);              /* sizeof(struct jcache_entry) = 24 = 3 * 8 */
+	EMIT(e, 0x65, 0x48, 0x3b, 0x0c, 0xd5);         /* cmp rcx, gs:[rdx*8 + rip] */
+	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, rip)));
+	u8 *m1 = emit_jcc(e, 5);
+	emit_load_gs(e, RCX, TR(jkey));
+	EMIT(e, 0x65, 0x48, 0x3b, 0x0c, 0xd5);         /* cmp rcx, gs:[rdx*8 + key] */
+	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, key)));
+	u8 *m2 = emit_jcc(e, 5);
+	EMIT(e, 0x65, 0x48, 0x8b, 0x14, 0xd5);         /* mov rdx, gs:[rdx*8 + block] */
+	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, block)));
+	EMIT(e, 0x80, 0x7a, (u8)offsetof(struct block, dead), 0); /* cmp byte [rdx + dead], 0 */
+	u8 *m3 = emit_jcc(e, 5);
+	EMIT(e, 0x48, 0x8b, 0x52, (u8)offsetof(struct block, code)); /* mov rdx, [rdx + code] */
+	EMIT(e, 0x48, 0x85, 0xd2);                     /* test rdx, rdx */
+	u8 *m4 = emit_jcc(e, 4);
+	emit_store_gs(e, TR(target), RDX);
+	EMIT(e, 0x04, 0x7f, 0x9e);                     /* add al, 127; sahf */
+	emit_load_gs(e, RAX, SLOT(0));
+	emit_load_gs(e, RCX, SLOT(1));
+	emit_load_gs(e, RDX, SLOT(2));
+	EMIT(e, 0x65, 0xff, 0x24, 0x25);
+	emit_u32(e, (u32)TR(target));
+	u8 *no = e->p;
+	EMIT(e, 0x04, 0x7f, 0x9e);
+	emit_load_gs(e, RAX, SLOT(0));
+	emit_load_gs(e, RCX, SLOT(1));
+	emit_load_gs(e, RDX, SLOT(2));
+	emit_patch(emit_jmp(e), miss);
+	emit_patch(m1, no);
+	emit_patch(m2, no);
+	emit_patch(m3, no);
+	emit_patch(m4, no);
+	return e->p;
+}
+_Static_assert(sizeof(struct jcache_entry) == 24, "the dispatcher scales by 3 * 8");
+_Static_assert(offsetof(struct block, dead) < 128 && offsetof(struct block, code) < 128, "disp8 in the dispatcher");
+
+/* ---- pass 1: scan ---- */
+
+enum how { HOW_COPY, HOW_DROP, HOW_MEM, HOW_LEA_RIP, HOW_PUSH, HOW_POP, HOW_CALL_C, HOW_JCC, HOW_JMP, HOW_JMP_IND, HOW_CALL, HOW_CALL_IND, HOW_RET };
+
+struct plan {
+	u8 how;
+	bool write;          /* MEM: stores (or both) */
+	u8 len;
+	u8 bytes[15];
+	ZydisDecodedInstruction zi;
+	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+struct scan {
+	struct plan plan[BLOCK_MAX_INSNS];
+	u32 used;            /* guest registers any instruction that stays in translated code refers to */
+};
+
+static int gpr_number(ZydisRegister r)
+{
+	switch (ZydisRegisterGetClass(r)) {
+	case ZYDIS_REGCLASS_GPR8:
+	case ZYDIS_REGCLASS_GPR16:
+	case ZYDIS_REGCLASS_GPR32:
+	case ZYDIS_REGCLASS_GPR64:
+		return ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r));
+	default: return -1;
+	}
+}
+
+static u32 registers_used(const struct plan *p)
+{
+	u32 used = 0;
+	for (unsigned k = 0; k < p->zi.operand_count; k++) {
+		const ZydisDecodedOperand *o = &p->ops[k];
+		int n = -1;
+		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER)
+			n = gpr_number(o->reg.value);
+		if (n >= 0)
+			used |= 1u << n;
+		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			if ((n = gpr_number(o->mem.base)) >= 0)
+				used |= 1u << n;
+			if ((n = gpr_number(o->mem.index)) >= 0)
+				used |= 1u << n;
+		}
+	}
+	return used;
+}
+
+static bool high_byte(const struct plan *p)
+{
+	for (unsigned k = 0; k < p->zi.operand_count_visible; k++)
+		if (p->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && p->ops[k].reg.value >= ZYDIS_REGISTER_AH &&
+		    p->ops[k].reg.value <= ZYDIS_REGISTER_BH)
+			return true;
+	return false;
+}
+
+/* Integer instructions whose effect on registers and flags is the same wherever they run. */
+static bool copyable(const struct plan *p)
+{
+	const ZydisDecodedInstruction *z = &p->zi;
+	if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_SEGMENT_CS))
+		return false;
+	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+		return false;
+	switch (z->mnemonic) {
+	case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_OR: case ZYDIS_MNEMONIC_ADC: case ZYDIS_MNEMONIC_SBB:
+	case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_SUB: case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_CMP:
+	case ZYDIS_MNEMONIC_TEST: case ZYDIS_MNEMONIC_INC: case ZYDIS_MNEMONIC_DEC: case ZYDIS_MNEMONIC_NEG:
+	case ZYDIS_MNEMONIC_NOT: case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR:
+	case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR:
+	case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD: case ZYDIS_MNEMONIC_MUL: case ZYDIS_MNEMONIC_IMUL:
+	case ZYDIS_MNEMONIC_MOV: case ZYDIS_MNEMONIC_MOVZX: case ZYDIS_MNEMONIC_MOVSX: case ZYDIS_MNEMONIC_MOVSXD:
+	case ZYDIS_MNEMONIC_XCHG: case ZYDIS_MNEMONIC_XADD: case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_BSWAP:
+	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_LZCNT:
+	case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_CBW: case ZYDIS_MNEMONIC_CWDE: case ZYDIS_MNEMONIC_CDQE:
+	case ZYDIS_MNEMONIC_CWD: case ZYDIS_MNEMONIC_CDQ: case ZYDIS_MNEMONIC_CQO: case ZYDIS_MNEMONIC_LAHF:
+	case ZYDIS_MNEMONIC_SAHF: case ZYDIS_MNEMONIC_CLC: case ZYDIS_MNEMONIC_STC: case ZYDIS_MNEMONIC_CMC:
+	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: return true;
+	default: return z->meta.category == ZYDIS_CATEGORY_CMOV || z->meta.category == ZYDIS_CATEGORY_SETCC;
+	}
+}
+
+static void classify(struct plan *p, bool last)
+{
+	const ZydisDecodedInstruction *z = &p->zi;
+	const ZydisDecodedOperand *mem = NULL;
+	bool other = false; /* an explicit operand that is neither general register, memory nor immediate */
+	p->how = HOW_CALL_C;
+	for (unsigned k = 0; k < z->operand_count_visible; k++) {
+		const ZydisDecodedOperand *o = &p->ops[k];
+		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			mem = o;
+			p->write |= !!(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
+		} else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number(o->reg.value) < 0) {
+			other = true;
+		}
+	}
+	const bool near64 = z->operand_width == 64;
+	switch (z->mnemonic) {
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_PAUSE:
+	case ZYDIS_MNEMONIC_ENDBR32:
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_LFENCE:
+	case ZYDIS_MNEMONIC_SFENCE: p->how = HOW_DROP; return;
+	case ZYDIS_MNEMONIC_LEA:
+		if (z->address_width == 64)
+			p->how = p->ops[1].mem.base == ZYDIS_REGISTER_RIP ? HOW_LEA_RIP : HOW_COPY;
+		return;
+	case ZYDIS_MNEMONIC_PUSH:
+		if (near64 && !mem && !other)
+			p->how = HOW_PUSH;
+		return;
+	case ZYDIS_MNEMONIC_POP:
+		if (near64 && !mem && !other)
+			p->how = HOW_POP;
+		return;
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_CALL: {
+		if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || !near64 || (mem && z->address_width != 64))
+			return;
+		const bool imm = p->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+		if (z->mnemonic == ZYDIS_MNEMONIC_JMP)
+			p->how = imm ? HOW_JMP : HOW_JMP_IND;
+		else
+			p->how = imm ? HOW_CALL : HOW_CALL_IND;
+		return;
+	}
+	case ZYDIS_MNEMONIC_RET:
+		if (z->meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && near64)
+			p->how = HOW_RET;
+		return;
+	default: break;
+	}
+	if (z->meta.category == ZYDIS_CATEGORY_COND_BR) {
+		/* Only Jcc; LOOP and JRCXZ go through C. */
+		if (z->raw.imm[0].size && (z->opcode & 0xf0) == (z->opcode_map == ZYDIS_OPCODE_MAP_0F ? 0x80 : 0x70) &&
+		    z->operand_width != 16)
+			p->how = HOW_JCC;
+		return;
+	}
+	(void)last;
+	if (other || !copyable(p))
+		return;
+	if (!mem) {
+		p->how = HOW_COPY;
+		return;
+	}
+	if (z->address_width != 64 || high_byte(p))
+		return;
+	if ((z->mnemonic == ZYDIS_MNEMONIC_BT || z->mnemonic == ZYDIS_MNEMONIC_BTS || z->mnemonic == ZYDIS_MNEMONIC_BTR ||
+	     z->mnemonic == ZYDIS_MNEMONIC_BTC) && p->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
+		return; /* the bit offset moves the address */
+	p->how = HOW_MEM;
+}
+
+static bool scan_block(struct cpu *c, const struct block *b, struct scan *s)
+{
+	static ZydisDecoder decoder;
+	static bool ready;
+	if (!ready) {
+		ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
+		ready = true;
+	}
+	const u8 *code = ram_ptr(c->ram, GPA(b->gpa), b->bytes);
+	if (!code)
+		return false;
+	s->used = 1u << RSP | 1u << RCX;
+	for (unsigned k = 0; k < b->n; k++) {
+		struct plan *p = &s->plan[k];
+		const struct insn *i = &b->insn[k];
+		p->write = false;
+		p->len = i->len;
+		if (i->len > 15 || i->off + i->len > b->bytes)
+			return false;
+		memcpy(p->bytes, code + i->off, i->len);
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p->bytes, i->len, &p->zi, p->ops)) || p->zi.length != i->len) {
+			return false;
+		}
+		classify(p, k == b->n - 1u);
+		s->used |= registers_used(p);
+	}
+	return true;
+}
+
+/* ---- pass 2: emit ---- */
+
+struct gen {
+	struct translator *t;
+	struct emit e;
+	struct cpu *c;
+	struct block *b;
+	const struct scan *s;
+	u8 t0, t1;
+	bool rcx_used;       /* by the block: spilled around each use instead of at entry */
+	bool local;          /* no two registers are free in the whole block: scratch is chosen for each instruction */
+	const struct ftlb *unused;
+	size_t ftlb;         /* offset of the context's struct ftlb in struct cpu */
+	struct cold { u8 *at; struct tr_site *site; } cold[BLOCK_MAX_INSNS * 3];
+	unsigned n_cold;
+	u8 *early;
+};
+
+static bool pick_scratch(struct gen *g, u32 used)
+{
+	static const u8 order[] = { R11, R10, R9, R8, R15, R14, R13, R12, RDI, RSI, RDX, RBX, RBP, RAX };
+	unsigned n = 0;
+	u8 *out[2] = { &g->t0, &g->t1 };
+	for (unsigned k = 0; k < ARRAY_SIZE(order) && n < 2; k++)
+		if (!(used & (1u << order[k])))
+			*out[n++] = order[k];
+	return n == 2;
+}
+
+/* Makes t0 and t1 usable for an instruction that refers to the registers `used`. */
+static void scratch_begin(struct gen *g, u32 used)
+{
+	if (!g->local)
+		return;
+	bool ok = pick_scratch(g, used | 1u << RSP | 1u << RCX);
+	ASSERT(ok);
+	emit_store_gs(&g->e, SLOT(0), g->t0);
+	emit_store_gs(&g->e, SLOT(1), g->t1);
+}
+static void scratch_end(struct gen *g)
+{
+	if (!g->local)
+		return;
+	emit_load_gs(&g->e, g->t0, SLOT(0));
+	emit_load_gs(&g->e, g->t1, SLOT(1));
+}
+
+static u64 to_rx(const struct translator *t, const u8 *rw) { return (u64)(t->rx + (rw - t->rw)); }
+
+static struct tr_site *new_site(struct gen *g, enum site_kind kind)
+{
+	struct translator *t = g->t;
+	struct tr_site *s = (struct tr_site *)(t->sites + t->sites_used);
+	if (t->sites_size - t->sites_used < sizeof *s) {
+		g->e.overflow = true;
+		t->sites_used = 0; /* everything is thrown away by the caller */
+		s = (struct tr_site *)t->sites;
+	}
+	t->sites_used += ALIGN_UP(sizeof *s, 16);
+	*s = (struct tr_site){ .block = g->b, .kind = (u8)kind, .t = { g->t0, g->t1 } };
+	return s;
+}
+
+static struct tr_site *insn_site(struct gen *g, const struct insn *i, bool mid)
+{
+	struct tr_site *s = new_site(g, SITE_INSN);
+	s->insn[0] = *i;
+	s->insn[1] = (struct insn){ .fn = op_resume, .off = (u16)(i->off + i->len), .idx = (u8)(i->idx + 1), .base = R_ZERO, .index = R_ZERO };
+	s->scratch_live = mid || !g->local;
+	s->rcx_in_slot = mid || !g->rcx_used;
+	return s;
+}
+
+static void cold_path(struct gen *g, u8 *at, struct tr_site *s)
+{
+	g->cold[g->n_cold++] = (struct cold){ at, s };
+}
+
+/* mov reg, [gs rip] ; lea reg, [reg + delta] */
+static void emit_rip(struct gen *g, unsigned reg, s32 delta)
+{
+	emit_load_gs(&g->e, reg, r_off(R_RIP));
+	emit_lea(&g->e, reg, reg, 16, 0, delta);
+}
+
+static void use_rcx(struct gen *g)
+{
+	if (g->rcx_used)
+		emit_store_gs(&g->e, SLOT(2), RCX);
+}
+static void done_rcx(struct gen *g)
+{
+	if (g->rcx_used)
+		emit_load_gs(&g->e, RCX, SLOT(2));
+}
+
+/* Linear address of the memory operand into t0.  False: not expressible. */
+static bool emit_address(struct gen *g, const struct insn *i, const ZydisDecodedOperand *o)
+{
+	struct emit *e = &g->e;
+	if (i->disp < INT32_MIN || i->disp > INT32_MAX)
+		return false;
+	if (i->base == R_RIP)
+		emit_rip(g, g->t0, (s32)i->disp);
+	else
+		emit_lea(e, g->t0, i->base == R_ZERO ? 16 : i->base, i->index == R_ZERO ? 16 : i->index, i->scale, (s32)i->disp);
+	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS) {
+		const unsigned seg = o->mem.segment == ZYDIS_REGISTER_FS ? FS : GS;
+		emit_load_gs(e, g->t1, offsetof(struct cpu, seg) + seg * sizeof(struct seg) + offsetof(struct seg, base));
+		emit_lea(e, g->t0, g->t0, g->t1, 0, 0);
+	}
+	return true;
+}
+
+/* t0 = linear address → host address is t0 + t1.  A miss goes to site's handler. */
+static void emit_tlb(struct gen *g, unsigned size, bool write, struct tr_site *site)
+{
+	struct emit *e = &g->e;
+	use_rcx(g);
+	emit_rorx(e, g->t1, g->t0, PAGE_SHIFT);
+	emit_movzx8(e, g->t1, g->t1);
+	emit_load_gs_index(e, RCX, g->t1, g->ftlb + (write ? offsetof(struct ftlb, write) : offsetof(struct ftlb, read)));
+	emit_lea(e, g->t0, g->t0, RCX, 0, 0);
+	emit_lea(e, RCX, g->t0, 16, 0, (s32)size - 1);
+	emit_pext_gs(e, RCX, RCX, TR(page_number_mask));
+	cold_path(g, emit_jrcxz_or_jmp(e), site);
+	emit_load_gs_index(e, g->t1, g->t1, g->ftlb + offsetof(struct ftlb, host));
+	done_rcx(g);
+}
+
+/* Branch target in t0 must be canonical, else the instruction's handler raises the fault.  Uses RCX. */
+static void emit_canonical(struct gen *g, struct tr_site *site)
+{
+	struct emit *e = &g->e;
+	use_rcx(g);
+	emit_load_gs(e, RCX, TR(canonical_bias));
+	emit_lea(e, RCX, RCX, g->t0, 0, 0);
+	emit_pext_gs(e, RCX, RCX, TR(high_mask));
+	cold_path(g, emit_jrcxz_or_jmp(e), site);
+	done_rcx(g);
+}
+
+/* The instruction's bytes with [t0 + t1] as memory operand. */
+static bool emit_with_operand(struct gen *g, const struct plan *p)
+{
+	struct emit *e = &g->e;
+	const ZydisDecodedInstruction *z = &p->zi;
+	if (!z->raw.modrm.offset && !(z->attributes & ZYDIS_ATTRIB_HAS_MODRM)) {
+		/* MOV accumulator, moffs */
+		if (z->opcode < 0xa0 || z->opcode > 0xa3)
+			return false;
+		static const u8 same[4] = { 0x8a, 0x8b, 0x88, 0x89 };
+		if (z->operand_width == 16)
+			emit_u8(e, 0x66);
+		EMIT(e, emit_rex(z->operand_width == 64, RAX, g->t0, g->t1), same[z->opcode - 0xa0]);
+		emit_modrm_mem(e, RAX, g->t0, g->t1, 0, 0);
+		return true;
+	}
+	unsigned at = 0;
+	for (; at < z->raw.modrm.offset; at++) {
+		u8 b = p->bytes[at];
+		if (b == 0x66 || b == 0xf0 || b == 0xf2 || b == 0xf3)
+			emit_u8(e, b);
+		else if (b != 0x2e && b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 && b != 0x65)
+			break;
+	}
+	u8 rex = 0x40 | (u8)((g->t1 >> 3) << 1) | (u8)(g->t0 >> 3);
+	if ((p->bytes[at] & 0xf0) == 0x40) {
+		rex |= p->bytes[at] & 0x0c;
+		at++;
+	}
+	emit_u8(e, rex);
+	emit_bytes(e, p->bytes + at, z->raw.modrm.offset - at);
+	emit_modrm_mem(e, z->raw.modrm.reg, g->t0, g->t1, 0, 0);
+	for (unsigned k = 0; k < 2; k++)
+		if (z->raw.imm[k].size)
+			emit_bytes(e, p->bytes + z->raw.imm[k].offset, z->raw.imm[k].size / 8);
+	return true;
+}
+
+/* A whole instruction through its handler. */
+static void emit_call_insn(struct gen *g, const struct insn *i)
+{
+	struct emit *e = &g->e;
+	struct tr_site *s = insn_site(g, i, false);
+	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
+	emit_patch(emit_jmp(e), g->t->rw + (g->t->call_site - g->t->rx));
+	s->resume = to_rx(g->t, e->p);
+}
+
+static void emit_restore_scratch(struct gen *g)
+{
+	struct emit *e = &g->e;
+	if (!g->rcx_used)
+		emit_load_gs(e, RCX, SLOT(2));
+	emit_load_gs(e, g->t0, SLOT(0));
+	emit_load_gs(e, g->t1, SLOT(1));
+}
+
+/* On to a block at a known distance.  Same page: linked when first taken. */
+static void emit_exit(struct gen *g, s64 delta, bool in_scratch)
+{
+	struct emit *e = &g->e;
+	if (!in_scratch)
+		scratch_begin(g, 0);
+	emit_rip(g, g->t0, (s32)delta);
+	emit_store_gs(e, r_off(R_RIP), g->t0);
+	emit_restore_scratch(g);
+	const u64 to = g->b->gpa + (u64)delta;
+	if ((to ^ g->b->gpa) & PAGE_MASK) {
+		emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
+		return;
+	}
+	u8 *jump = emit_jmp(e);
+	struct tr_site *s = new_site(g, SITE_LINK);
+	s->patch = jump;
+	emit_patch(jump, e->p);
+	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
+	emit_patch(emit_jmp(e), g->t->rw + (g->t->link - g->t->rx));
+}
+
+/* On to the address in t0. */
+static void emit_exit_indirect(struct gen *g)
+{
+	struct emit *e = &g->e;
+	emit_store_gs(e, r_off(R_RIP), g->t0);
+	emit_restore_scratch(g);
+	emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
+}
+
+static void emit_entry(struct gen *g)
+{
+	struct emit *e = &g->e;
+	if (!g->local) {
+		emit_store_gs(e, SLOT(0), g->t0);
+		emit_store_gs(e, SLOT(1), g->t1);
+	}
+	emit_store_gs(e, SLOT(2), RCX);
+	emit_load_gs(e, RCX, TR(budget));
+	emit_lea(e, RCX, RCX, 16, 0, -(s32)g->b->n);
+	emit_store_gs(e, TR(budget), RCX);
+	emit_pext_gs(e, RCX, RCX, TR(poll_mask));
+	g->early = emit_jrcxz_or_jmp(e);
+	if (g->rcx_used)
+		emit_load_gs(e, RCX, SLOT(2));
+}
+
+static void emit_early(struct gen *g)
+{
+	struct emit *e = &g->e;
+	emit_patch(g->early, e->p);
+	emit_load_gs(e, RCX, SLOT(2));
+	struct tr_site *s = new_site(g, SITE_INSN);
+	s->insn[0] = (struct insn){ 0 };
+	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
+	emit_patch(emit_jmp(e), g->t->rw + (g->t->leave_early - g->t->rx));
+}
+
+static bool emit_insn(struct gen *g, unsigned k)
+{
+	struct emit *e = &g->e;
+	const struct plan *p = &g->s->plan[k];
+	const struct insn *i = &g->b->insn[k];
+	const s32 next = (s32)(i->off + i->len);
+	switch ((enum how)p->how) {
+	case HOW_DROP: return true;
+	case HOW_COPY: emit_bytes(e, p->bytes, p->len); return true;
+	case HOW_LEA_RIP: {
+		unsigned dst = (unsigned)gpr_number(p->ops[0].reg.value);
+		if (p->ops[0].size != 64 || i->disp < INT32_MIN || i->disp > INT32_MAX) {
+			emit_call_insn(g, i);
+			return true;
+		}
+		emit_rip(g, dst, (s32)i->disp);
+		return true;
+	}
+	case HOW_MEM: {
+		const ZydisDecodedOperand *o = NULL;
+		for (unsigned j = 0; j < p->zi.operand_count_visible; j++)
+			if (p->ops[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
+				o = &p->ops[j];
+		u8 *before = e->p;
+		scratch_begin(g, registers_used(p));
+		if (!o || !emit_address(g, i, o)) {
+			e->p = before;
+			emit_call_insn(g, i);
+			return true;
+		}
+		struct tr_site *s = insn_site(g, i, true);
+		emit_tlb(g, o->size / 8, p->write, s);
+		if (!emit_with_operand(g, p))
+			return false;
+		scratch_end(g);
+		s->resume = to_rx(g->t, e->p);
+		return true;
+	}
+	case HOW_PUSH: {
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		emit_lea(e, g->t0, RSP, 16, 0, -8);
+		emit_tlb(g, 8, true, s);
+		if (p->ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
+			emit_store(e, g->t0, g->t1, 0, (unsigned)gpr_number(p->ops[0].reg.value));
+		} else {
+			EMIT(e, emit_rex(1, 0, g->t0, g->t1), 0xc7); /* mov qword [t0 + t1], simm32 */
+			emit_modrm_mem(e, 0, g->t0, g->t1, 0, 0);
+			emit_u32(e, (u32)i->imm);
+		}
+		scratch_end(g);
+		emit_lea(e, RSP, RSP, 16, 0, -8);
+		s->resume = to_rx(g->t, e->p);
+		return true;
+	}
+	case HOW_POP: {
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		unsigned dst = (unsigned)gpr_number(p->ops[0].reg.value);
+		emit_lea(e, g->t0, RSP, 16, 0, 0);
+		emit_tlb(g, 8, false, s);
+		emit_load(e, dst, g->t0, g->t1, 0);
+		scratch_end(g);
+		if (dst != RSP)
+			emit_lea(e, RSP, RSP, 16, 0, 8);
+		s->resume = to_rx(g->t, e->p);
+		return true;
+	}
+	case HOW_CALL_C: emit_call_insn(g, i); return true;
+	case HOW_JCC: {
+		u8 *t = emit_jcc(e, p->zi.opcode & 15);
+		emit_exit(g, next, false);
+		emit_patch(t, e->p);
+		emit_exit(g, (s64)i->imm, false);
+		return true;
+	}
+	case HOW_JMP: emit_exit(g, (s64)i->imm, false); return true;
+	case HOW_CALL: {
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		emit_lea(e, g->t0, RSP, 16, 0, -8);
+		emit_tlb(g, 8, true, s);
+		emit_lea(e, g->t0, g->t0, g->t1, 0, 0);
+		emit_rip(g, g->t1, next);
+		emit_store(e, g->t0, 16, 0, g->t1);
+		emit_lea(e, RSP, RSP, 16, 0, -8);
+		emit_exit(g, (s64)i->imm, true);
+		return true;
+	}
+	case HOW_RET: {
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		emit_lea(e, g->t0, RSP, 16, 0, 0);
+		emit_tlb(g, 8, false, s);
+		emit_load(e, g->t0, g->t0, g->t1, 0);
+		emit_canonical(g, s);
+		emit_lea(e, RSP, RSP, 16, 0, 8 + (s32)i->imm);
+		emit_exit_indirect(g);
+		return true;
+	}
+	case HOW_JMP_IND:
+	case HOW_CALL_IND: {
+		if (p->how == HOW_CALL_IND && p->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			emit_call_insn(g, i); /* two memory accesses; the handler never resumes */
+			return true;
+		}
+		u8 *start = e->p;
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		if (p->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			if (!emit_address(g, i, &p->ops[0])) {
+				e->p = start;
+				emit_call_insn(g, i);
+				return true;
+			}
+			emit_tlb(g, 8, false, s);
+			emit_load(e, g->t0, g->t0, g->t1, 0);
+		} else {
+			emit_mov(e, g->t0, (unsigned)gpr_number(p->ops[0].reg.value));
+		}
+		emit_canonical(g, s);
+		if (p->how == HOW_CALL_IND) {
+			/* t0 is the target: keep it in the dispatcher's place while the return address is pushed. */
+			emit_store_gs(e, TR(saved_flags), g->t0);
+			emit_lea(e, g->t0, RSP, 16, 0, -8);
+			emit_tlb(g, 8, true, s);
+			emit_lea(e, g->t0, g->t0, g->t1, 0, 0);
+			emit_rip(g, g->t1, next);
+			emit_store(e, g->t0, 16, 0, g->t1);
+			emit_lea(e, RSP, RSP, 16, 0, -8);
+			emit_load_gs(e, g->t0, TR(saved_flags));
+		}
+		emit_exit_indirect(g);
+		return true;
+	}
+	}
+	return false;
+}
+
+static bool ends_control(const struct plan *p)
+{
+	switch ((enum how)p->how) {
+	case HOW_JCC:
+	case HOW_JMP:
+	case HOW_JMP_IND:
+	case HOW_CALL:
+	case HOW_CALL_IND:
+	case HOW_RET: return true;
+	default: return false;
+	}
+}
+
+static void tr_hot(struct cpu *c, struct block *b)
+{
+	struct translator *t = translator_of(c);
+	static struct scan s; /* one vCPU thread translates */
+	static struct gen g;
+	if ((b->mode & (MODE_CODE_MASK | MODE_REAL)) != MODE_CODE64)
+		return;
+	fpu_save(c); /* the decoder is an ordinary library */
+	if (!scan_block(c, b, &s))
+		return;
+	memset(&g, 0, offsetof(struct gen, cold));
+	g.n_cold = 0;
+	g.t = t;
+	g.c = c;
+	g.b = b;
+	g.s = &s;
+	g.e = (struct emit){ .p = t->rw + t->used, .end = t->rw + t->size };
+	g.local = !pick_scratch(&g, s.used);
+	u32 mentioned = 0;
+	for (unsigned k = 0; k < b->n; k++)
+		mentioned |= registers_used(&s.plan[k]);
+	g.rcx_used = g.local || (mentioned & (1u << RCX));
+	const enum tlb_ctx ctx = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_AC ? TLB_KERNEL_AC : TLB_KERNEL;
+	g.ftlb = offsetof(struct cpu, ftlb) + ctx * sizeof(struct ftlb);
+	u8 *start = g.e.p;
+	const size_t sites = t->sites_used;
+	emit_entry(&g);
+	for (unsigned k = 0; k < b->n; k++)
+		if (!emit_insn(&g, k)) {
+			t->sites_used = sites;
+			return;
+		}
+	if (!ends_control(&s.plan[b->n - 1]))
+		emit_exit(&g, b->bytes, false);
+	for (unsigned k = 0; k < g.n_cold; k++) {
+		emit_patch(g.cold[k].at, g.e.p);
+		emit_store_gs_imm(&g.e, TR(site), (u32)(u64)g.cold[k].site);
+		emit_patch(emit_jmp(&g.e), t->rw + (t->call_site - t->rx));
+	}
+	emit_early(&g);
+	if (g.e.overflow) {
+		c->tr_full = true;
+		t->sites_used = sites;
+		return;
+	}
+	t->used = ALIGN_UP((size_t)(g.e.p - t->rw), 16);
+	t->stat_translated++;
+	b->code = (void *)to_rx(t, start);
+}
+
+static int tr_enter(struct cpu *c, const struct block *b)
+{
+	c->trs.budget = (s64)(c->tr_until - c->insns);
+	c->trs.target = (u64)b->code;
+	int (*enter)(void) = (int (*)(void))(void *)translator_of(c)->enter;
+	return enter();
+}
+
+static void tr_flush(struct cpu *c)
+{
+	struct translator *t = translator_of(c);
+	t->used = t->base;
+	t->sites_used = 64;
+	c->tr_full = false;
+}
+
+/* Whoever jumps to the dead translation is sent on to the dispatcher, which knows R_RIP. */
+static void tr_kill(struct cpu *c, struct block *b)
+{
+	struct translator *t = translator_of(c);
+	u8 *p = t->rw + ((u8 *)b->code - t->rx);
+	u8 jump[5] = { 0xe9 };
+	s32 rel = (s32)(t->dispatch - ((u8 *)b->code + 5));
+	memcpy(jump + 1, &rel, 4);
+	memcpy(p, jump, sizeof jump);
+	b->code = NULL;
+}
+
+/* ---- set-up ---- */
+
+static struct translator *translator_of(struct cpu *c) { return c->translator; }
+
+static bool host_can(void)
+{
+	u32 a = 7, b, cx = 0, d;
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(cx), "=d"(d));
+	return (b & BIT(8)) && (b & BIT(0)); /* BMI2, FSGSBASE */
+}
+
+int translate_attach(struct translator *t, struct cpu *c)
+{
+	*t = (struct translator){ .size = TR_ARENA, .sites_size = TR_SITES };
+	if (!host_can())
+		return -ENOTSUP;
+	int fd = memfd_create("umbra-code", MFD_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	int r = 0;
+	if (ftruncate(fd, (off_t)t->size) < 0)
+		r = -errno;
+	t->rw = mmap(NULL, t->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	t->rx = mmap(NULL, t->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	t->sites = mmap(NULL, t->sites_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0);
+	close(fd);
+	if (!r && (t->rw == MAP_FAILED || t->rx == MAP_FAILED || t->sites == MAP_FAILED))
+		r = -ENOMEM;
+	if (r)
+		return r;
+	t->sites_used = 64;
+	c->translator = t;
+	struct emit e = { .p = t->rw, .end = t->rw + t->size };
+	u8 *end = emit_common(t, &e, c);
+	t->base = t->used = ALIGN_UP((size_t)(end - t->rw), 64);
+	/* emit_common noted addresses of the writable view. */
+	u8 **routines[] = { &t->enter, &t->call_site, &t->leave_early, &t->link, &t->dispatch };
+	for (unsigned k = 0; k < ARRAY_SIZE(routines); k++)
+		*routines[k] = t->rx + (*routines[k] - t->rw);
+	c->trs.page_number_mask = PAGE_MASK;
+	c->trs.sign_mask = BIT(63);
+	c->trs.high_mask = ~MASK(48);
+	c->trs.canonical_bias = BIT(47);
+	c->trs.poll_mask = BIT(63);
+	c->tr_hot = tr_hot;
+	c->tr_enter = tr_enter;
+	c->tr_flush = tr_flush;
+	c->tr_kill = tr_kill;
+	c->tr_on = true;
+	return 0;
+}
+
+void translate_detach(struct translator *t)
+{
+	if (t->rw && t->rw != MAP_FAILED)
+		munmap(t->rw, t->size);
+	if (t->rx && t->rx != MAP_FAILED)
+		munmap(t->rx, t->size);
+	if (t->sites && t->sites != MAP_FAILED)
+		munmap(t->sites, t->sites_size);
+	*t = (struct translator){ 0 };
+}
+
+void translate_thread(struct cpu *c) { __asm__ volatile("wrgsbase %0" ::"r"((u64)c)); }
