@@ -47,7 +47,7 @@ struct run_options {
 	u64 memory;
 	bool console, stats, deterministic;
 	int tty, in; /* -1 automatic, 0 no, 1 yes */
-	u64 seed, stop_at, checkpoint_every, block_limit;
+	u64 seed, stop_at, checkpoint_every, block_limit, translate_after;
 	const char *checkpoints;
 	enum super_engine engine;
 	unsigned verbose;
@@ -64,7 +64,7 @@ static const struct {
 	int engine; /* enum super_engine; -1: not in this version */
 } engines[] = {
 	{ "auto", SUPER_ENGINE_AUTO }, { "interpret", SUPER_ENGINE_INTERPRET },
-	{ "translate", -1 }, { "shadow", -1 }, { "kvm", -1 },
+	{ "translate", SUPER_ENGINE_TRANSLATE }, { "shadow", -1 }, { "kvm", -1 },
 };
 
 static int set_engine(struct run_options *o, const char *name)
@@ -72,11 +72,11 @@ static int set_engine(struct run_options *o, const char *name)
 	for (unsigned i = 0; i < ARRAY_SIZE(engines); i++)
 		if (!strcmp(engines[i].name, name)) {
 			if (engines[i].engine < 0)
-				return cli_error("run: --engine %s is not available in this build (auto or interpret)", name);
+				return cli_error("run: --engine %s is not available in this build (auto, interpret or translate)", name);
 			o->engine = (enum super_engine)engines[i].engine;
 			return 0;
 		}
-	return cli_error("run: no such engine: %s (auto or interpret)", name);
+	return cli_error("run: no such engine: %s (auto, interpret or translate)", name);
 }
 
 static int set_memory(struct run_options *o, const char *text)
@@ -187,7 +187,7 @@ static bool valid_hostname(const char *s)
 
 enum {
 	OPT_KERNEL = 256, OPT_MODULES, OPT_INITRD, OPT_APPEND, OPT_CPUS, OPT_MEMORY, OPT_ROOT, OPT_ENV, OPT_WORKDIR,
-	OPT_HOSTNAME, OPT_NAME, OPT_CONSOLE, OPT_ENGINE, OPT_DETERMINISTIC, OPT_STOP_AT, OPT_CHECKPOINTS, OPT_BLOCK_LIMIT, OPT_TRACE, OPT_TRACE_FILE, OPT_STATS, OPT_HELP,
+	OPT_HOSTNAME, OPT_NAME, OPT_CONSOLE, OPT_ENGINE, OPT_DETERMINISTIC, OPT_STOP_AT, OPT_CHECKPOINTS, OPT_BLOCK_LIMIT, OPT_TRANSLATE_AFTER, OPT_TRACE, OPT_TRACE_FILE, OPT_STATS, OPT_HELP,
 };
 
 static const struct option options[] = {
@@ -208,6 +208,7 @@ static const struct option options[] = {
 	{ "stop-at", required_argument, NULL, OPT_STOP_AT },
 	{ "checkpoints", required_argument, NULL, OPT_CHECKPOINTS },
 	{ "block-limit", required_argument, NULL, OPT_BLOCK_LIMIT },
+	{ "translate-after", required_argument, NULL, OPT_TRANSLATE_AFTER },
 	{ "trace", required_argument, NULL, OPT_TRACE },
 	{ "trace-file", required_argument, NULL, OPT_TRACE_FILE },
 	{ "stats", no_argument, NULL, OPT_STATS },
@@ -250,6 +251,7 @@ static int parse(const struct cli_verb *self, int argc, char **argv, struct run_
 			break;
 		case OPT_STOP_AT: r = set_count("--stop-at", optarg, &o->stop_at); break;
 		case OPT_CHECKPOINTS: r = set_checkpoints(o, optarg); break;
+		case OPT_TRANSLATE_AFTER: r = set_count("--translate-after", optarg, &o->translate_after); break;
 		case OPT_BLOCK_LIMIT: r = set_count("--block-limit", optarg, &o->block_limit); break;
 		case OPT_TRACE: {
 			struct err e = { 0 };
@@ -562,6 +564,7 @@ static int run(const struct run_options *o)
 		.stop_at_insns = o->stop_at,
 		.checkpoint_every = o->checkpoint_every,
 		.checkpoint_fd = checkpoint_fd,
+		.translate_after = (unsigned)(o->translate_after < 65535 ? o->translate_after : 65535),
 		.block_limit = (unsigned)(o->block_limit < 64 ? o->block_limit : 64),
 		.session_fd = session_fd,
 		.stdin_fd = 0,

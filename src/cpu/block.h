@@ -51,7 +51,7 @@ void block_leave_after(struct cpu *c, const struct insn *i);
 #define MODE_AC 16u /* supervisor code that may touch user pages (SMAP off or suspended) */
 /* Blocks are separate for these: translations embed the rights of their memory accesses. */
 #define MODE_DECODE_MASK (MODE_CODE_MASK | MODE_REAL | MODE_USER | MODE_AC)
-#define BLOCK_HOT 16
+#define BLOCK_HOT 16 /* executions before a block is translated */
 
 /* decode.c: decodes one instruction of at most avail bytes for c's mode at block offset off.
  * Returns its length; 0: more than avail bytes are needed; -1: longer than 15 bytes (#GP).

@@ -82,7 +82,7 @@ struct exception {
 
 /* Software TLB.  Index: page number modulo TLB_SIZE.  A tag is the page's
  * linear address when that kind of access may go ahead, else TLB_NONE. */
-#define TLB_BITS 9
+#define TLB_BITS 10
 #define TLB_SIZE (1u << TLB_BITS)
 #define TLB_NONE 1ull /* never equal to a page address */
 struct tlb_entry {
@@ -98,10 +98,11 @@ enum tlb_ctx { TLB_USER, TLB_KERNEL, TLB_KERNEL_AC, TLB_EMPTY, TLB_CTX_COUNT };
  * page-number bits k, minus its linear address (for reads, for writes) and where it is in the host.  An entry that
  * must not match holds the negative of an address with other low bits, so that `address + entry` is never below
  * PAGE_SIZE.  Filled and flushed together with the big one. */
-#define FTLB_BITS 8
+#define FTLB_BITS TLB_BITS
 #define FTLB_SIZE (1u << FTLB_BITS)
 #define FTLB_NONE(k) (0 - ((u64)((k) ^ 1) << PAGE_SHIFT))
 struct ftlb { u64 read[FTLB_SIZE], write[FTLB_SIZE], host[FTLB_SIZE]; };
+#define TLB_USED_WORDS (TLB_SIZE / 64)
 
 /* Translated code runs with GS base = struct cpu and keeps its state here.  See engine/tr/translate.h. */
 struct tr_state {
@@ -113,7 +114,7 @@ struct tr_state {
 	u64 target;        /* where the dispatcher jumps to */
 	u64 saved_flags;
 	u64 jkey;          /* code_gen and mode, as in jcache keys */
-	u64 page_number_mask, sign_mask, high_mask, canonical_bias; /* constants */
+	u64 page_number_mask, index_mask, high_mask, canonical_bias; /* constants for PEXT */
 };
 
 #define JCACHE_BITS 12
@@ -209,9 +210,11 @@ struct cpu {
 	struct cpu_stats stats;
 	struct tr_state trs;
 	struct translator *translator;
+	u16 tr_after;          /* executions before a block is translated */
 	bool tr_full;          /* no room for translations: flush before the next block is decoded */
 	u64 tr_until;          /* insns count of the next event */
 	struct ftlb ftlb[TLB_EMPTY];
+	u64 tlb_used[TLB_EMPTY][TLB_USED_WORDS]; /* entries filled since the last flush: what a flush has to clear */
 	bool tr_on;            /* hot blocks may be translated */
 	void (*tr_hot)(struct cpu *c, struct block *b);          /* a block got hot: translate it */
 	int (*tr_enter)(struct cpu *c, const struct block *b);   /* run its translation; a STEP_* */

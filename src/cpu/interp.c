@@ -178,6 +178,8 @@ static int run_blocks(struct cpu *c, u64 until)
 		c->rips.ring[c->rips.head++ % CPU_RIP_RING] = c->rip;
 		c->r[R_RIP] = c->rip;
 		c->stats.blocks++;
+		if (unlikely(c->tr_on && b->heat < c->tr_after && !b->dead && ++b->heat == c->tr_after))
+			c->tr_hot(c, b);
 		if (b->code) {
 			step = c->tr_enter(c, b); /* counts for itself */
 			if (step != STEP_NEXT || c->attn || c->insns >= until || c->exit)
@@ -185,8 +187,6 @@ static int run_blocks(struct cpu *c, u64 until)
 			b = block_find(c, &step);
 			continue;
 		}
-		if (unlikely(c->tr_on && b->heat < BLOCK_HOT && !b->dead && ++b->heat == BLOCK_HOT))
-			c->tr_hot(c, b);
 		step = b->insn[0].fn(c, &b->insn[0]);
 		if (likely(step <= STEP_FALL)) {
 			c->insns += b->n;

@@ -192,10 +192,12 @@ void mmu_fill(struct cpu *c, enum tlb_ctx ctx, u64 gva, const struct mmu_page *p
 	f->read[k] = t->rtag == page ? 0 - page : FTLB_NONE(k);
 	f->write[k] = t->wtag == page ? 0 - page : FTLB_NONE(k);
 	f->host[k] = page + t->addend;
+	c->tlb_used[ctx][k / 64] |= BIT(k % 64);
 	if (pg->shift > 12)
 		c->tlb_large[gva >> 63] = true;
 	c->stats.tlb_misses++;
 }
+
 
 static void tlb_clear(struct tlb_entry *t, unsigned n)
 {
@@ -214,10 +216,15 @@ static void code_changed(struct cpu *c)
 void mmu_flush_all(struct cpu *c)
 {
 	for (unsigned ctx = 0; ctx < TLB_EMPTY; ctx++)
-		for (unsigned k = 0; k < FTLB_SIZE; k++)
-			ftlb_clear(&c->ftlb[ctx], k);
-	for (unsigned k = 0; k < TLB_EMPTY; k++)
-		tlb_clear(c->tlbs[k], TLB_SIZE);
+		for (unsigned w = 0; w < TLB_USED_WORDS; w++) {
+			u64 used = c->tlb_used[ctx][w];
+			c->tlb_used[ctx][w] = 0;
+			for (; used; used &= used - 1) {
+				unsigned k = w * 64 + (unsigned)__builtin_ctzll(used);
+				ftlb_clear(&c->ftlb[ctx], k);
+				tlb_clear(&c->tlbs[ctx][k], 1);
+			}
+		}
 	c->tlb_large[0] = c->tlb_large[1] = false;
 	code_changed(c);
 	c->stats.tlb_flushes++;

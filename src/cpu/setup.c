@@ -56,6 +56,8 @@ struct cpu *cpu_init(void *mem, const struct cpu_config *cfg)
 		c->tlbs[k] = tlb + k * TLB_SIZE;
 		for (unsigned j = 0; j < TLB_SIZE; j++)
 			c->tlbs[k][j].rtag = c->tlbs[k][j].wtag = c->tlbs[k][j].xtag = TLB_NONE;
+		for (unsigned j = 0; k < TLB_EMPTY && j < FTLB_SIZE; j++)
+			c->ftlb[k].read[j] = c->ftlb[k].write[j] = FTLB_NONE(j);
 	}
 	c->jcache = (struct jcache_entry *)(base + l.jcache);
 	c->decoder = decoder_init(base + l.decoder);

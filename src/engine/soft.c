@@ -215,7 +215,7 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	}
 	v->cpu = cpu_init(v->cpu_memory, &cc);
 	v->cpu->owner = v;
-	if (hv->translate && (r = translate_attach(&v->translator, v->cpu))) {
+	if (hv->translate && (r = translate_attach(&v->translator, v->cpu, (u16)hv->cfg.translate_after))) {
 		soft_vcpu_destroy(v);
 		return r;
 	}

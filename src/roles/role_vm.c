@@ -80,7 +80,7 @@ static void role_vm_prepare(struct role_vm *vm)
 			role_fail(EINVAL, "cannot start the VM: the trace buffer is malformed");
 		vm->trace->tsc_khz = c->tsc_khz;
 	}
-	vm->hv = &hv_interpreter;
+	vm->hv = c->engine == SUPER_ENGINE_TRANSLATE ? &hv_translator : &hv_interpreter;
 
 	struct machine_config mc;
 	machine_config_init(&mc);
@@ -88,7 +88,7 @@ static void role_vm_prepare(struct role_vm *vm)
 	mc.hv_cfg = (struct hv_config){
 		.max_vcpus = c->cpus, .tsc_khz = c->tsc_khz, .deterministic = c->deterministic,
 		.det_seed = c->det_seed, .stop_at_insns = c->stop_at_insns, .trace = vm->trace,
-		.checkpoint_every = c->checkpoint_every, .block_limit = c->block_limit,
+		.checkpoint_every = c->checkpoint_every, .block_limit = c->block_limit, .translate_after = c->translate_after,
 	};
 	if (c->checkpoint_size) {
 		void *p = mmap(NULL, c->checkpoint_size, PROT_READ | PROT_WRITE, MAP_SHARED, VM_FD_CHECKPOINTS, 0);

@@ -9,7 +9,7 @@
 
 #define SUPER_STATUS_FAILED 125 /* umbra's own failures */
 
-enum super_engine { SUPER_ENGINE_AUTO, SUPER_ENGINE_INTERPRET };
+enum super_engine { SUPER_ENGINE_AUTO, SUPER_ENGINE_INTERPRET, SUPER_ENGINE_TRANSLATE };
 
 struct super_config {
 	/* Boot.  Descriptors stay the caller's. */
@@ -28,6 +28,7 @@ struct super_config {
 	u64 stop_at_insns;
 	u64 checkpoint_every; /* record the state each time so many instructions have retired; 0: never */
 	int checkpoint_fd;    /* gets struct hv_checkpoints at the end; -1: off */
+	unsigned translate_after; /* struct hv_config */
 	unsigned block_limit; /* most instructions per decoded block, 0: the engine's own choice */
 
 	/* The session role.  session_fd: memfd with its configuration (command, environment …), opaque here,

@@ -624,7 +624,7 @@ static int super_send_config(struct super *s, struct err *e)
 		.deterministic = cfg->deterministic, .has_initrd = cfg->initrd_fd >= 0, .has_trace = s->trace_fd >= 0,
 		.verbose = (u8)cfg->verbose, .exit_by_vm = cfg->exit_by_vm, .det_seed = cfg->det_seed,
 		.stop_at_insns = cfg->stop_at_insns, .trace_size = s->trace_size,
-		.checkpoint_every = cfg->checkpoint_every, .block_limit = cfg->block_limit,
+		.checkpoint_every = cfg->checkpoint_every, .block_limit = cfg->block_limit, .translate_after = cfg->translate_after,
 		.checkpoint_size = s->checkpoint_fd >= 0 ? CHECKPOINTS_SIZE : 0,
 	};
 	snprintf(c.cmdline, sizeof c.cmdline, "%s", cfg->cmdline);

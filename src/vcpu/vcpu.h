@@ -33,6 +33,7 @@ struct hv_config {
 	u64 checkpoint_every; /* deterministic mode: record a checkpoint each time so many more have retired; 0: never */
 	struct hv_checkpoints *checkpoints; /* where to, shared memory */
 	unsigned block_limit; /* most instructions in a decoded block, 0: the engine's own choice (lockstep tests vary it) */
+	unsigned translate_after; /* executions before a block is translated, 0: the engine's own choice (tests: 1) */
 	struct trace *trace;  /* may be NULL */
 };
 

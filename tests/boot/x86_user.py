@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs x86_user on the host and in the guest; what a program sees of the CPU through Linux must be the same.
 
-usage: x86_user.py UMBRA PROGRAM      skipped (77) without a guest kernel or where the host lacks 32-bit code or LDTs
+usage: x86_user.py UMBRA PROGRAM ENGINE      skipped (77) without a guest kernel or where the host lacks 32-bit code or LDTs
 """
 import difflib, os, pathlib, shutil, subprocess, sys, tempfile
 
@@ -13,7 +13,7 @@ def kernel(flavour):
     return found[-1] if found else None
 
 def main():
-    umbra, program = sys.argv[1:3]
+    umbra, program, engine = sys.argv[1:4]
     compared = 0
     for flavour, args in (("cloud", []), ("ordinary", ["16"])):  # the cloud kernel has no 16-bit segments
         image = kernel(flavour)
@@ -26,7 +26,7 @@ def main():
         with tempfile.TemporaryDirectory() as root:
             os.chmod(root, 0o755)
             shutil.copy(program, root + "/x86_user")
-            guest = subprocess.run([umbra, "run", "--kernel", str(image), "--root", root, "--", "/x86_user", *args],
+            guest = subprocess.run([umbra, "run", "--engine", engine, "--kernel", str(image), "--root", root, "--", "/x86_user", *args],
                                    capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
         if guest.returncode or guest.stdout != native.stdout:
             sys.stdout.writelines(difflib.unified_diff(native.stdout.splitlines(True), guest.stdout.splitlines(True), "host", "guest"))

@@ -49,7 +49,7 @@ def test_options():
         (["--cpus", "0"], "--cpus 0"), (["--cpus", "-1"], "--cpus"), (["--cpus", "2"], "one processor"),
         (["--cpus", "99999999999999999999999"], "--cpus"), (["--cpus", "1x"], "--cpus"),
         (["--engine", "warp"], "no such engine"), (["--engine", "kvm"], "not available in this build"),
-        (["--engine", "translate"], "not available in this build"), (["--engine", "shadow"], "not available"),
+        (["--engine", "shadow"], "not available"),
         (["--deterministic=abc"], "not a number"), (["--stats=yes"], "takes no value"), (["--tty=maybe"], "neither"),
         (["--env", "=x"], "no variable name"), (["--env", ""], "no variable name"), (["--workdir", "etc"], "absolute"),
         (["--hostname", "a b"], "not a host name"), (["--hostname", "x" * 70], "not a host name"),

@@ -19,20 +19,22 @@ SPECIAL = {
 }
 
 
-def command(vmm, umbra, elf):
+def command(vmm, umbra, elf, engine):
     if vmm == "qemu":
         return ["qemu-system-x86_64", "-kernel", elf, "-accel", "tcg", "-cpu", "max", "-m", "256",
                 "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon", "stdio", "-display", "none",
                 "-monitor", "none", "-serial", "null", "-no-reboot"]
     if vmm == "engine":
         return [os.path.join(os.path.dirname(elf), "bare_vm"), elf]
-    return [umbra, "run", "--console", "--memory", "256M", "--kernel", elf]
+    how = ["--engine", engine] + (["--translate-after", "1"] if engine == "translate" else [])
+    return [umbra, "run", "--console", "--memory", "256M", *how, "--kernel", elf]
 
 
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--vmm", choices=["umbra", "qemu", "engine"], default="umbra")
     ap.add_argument("--umbra", default="build/umbra")
+    ap.add_argument("--engine", default="interpret", help="umbra's engine; translate: every block at its first execution")
     ap.add_argument("--dir", default=None)
     ap.add_argument("-v", action="store_true")
     ap.add_argument("names", nargs="*")
@@ -46,7 +48,7 @@ def main():
     for name in names:
         limit, status_umbra, status_qemu, text = SPECIAL.get(name, DEFAULT)
         want = status_qemu if a.vmm == "qemu" else status_umbra
-        cmd = command(a.vmm, a.umbra, os.path.join(where, name + ".elf"))
+        cmd = command(a.vmm, a.umbra, os.path.join(where, name + ".elf"), a.engine)
         start = time.monotonic()
         try:
             p = subprocess.run(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -9,7 +9,9 @@ class Skip(Exception):
     pass
 
 def umbra(*args, stdin=b"", timeout=120, env=None, **more):
-    """Runs umbra; returns (status, stdout, stderr) as bytes."""
+    """Runs umbra; returns (status, stdout, stderr) as bytes.  TEST_ENGINE: the engine of every VM."""
+    if args and args[0] == "run" and os.environ.get("TEST_ENGINE"):
+        args = ("run", "--engine", os.environ["TEST_ENGINE"], *args[1:])
     p = subprocess.run([UMBRA, *args], input=stdin, capture_output=True, timeout=timeout,
                        env={**os.environ, **(env or {})}, **more)
     return p.returncode, p.stdout, p.stderr

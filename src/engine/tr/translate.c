@@ -39,17 +39,9 @@ static size_t r_off(unsigned reg) { return offsetof(struct cpu, r) + 8 * reg; }
 static struct translator *translator_of(struct cpu *c);
 
 /* The instruction of c->trs.site through its interpreter handler. */
-#ifdef TR_HIST
-#include <stdio.h>
-static struct { void *fn; u64 n, miss; } hist[512];
-static void __attribute__((destructor)) hist_dump(void) { FILE *f = fopen("/tmp/hist.txt","w"); for (int k=0;k<512;k++) if (hist[k].n) fprintf(f,"%lu %lu %p\n",hist[k].n,hist[k].miss,hist[k].fn); fclose(f);} 
-#endif
 static s64 tr_call(struct cpu *c)
 {
 	struct tr_site *s = (struct tr_site *)c->trs.site;
-#ifdef TR_HIST
-	for (unsigned k=0;k<512;k++){ if(!hist[k].fn||hist[k].fn==(void*)s->insn[0].fn){hist[k].fn=(void*)s->insn[0].fn;hist[k].n++; break;}}
-#endif
 	struct block *b = s->block;
 	if (s->scratch_live) {
 		c->r[s->t[0]] = c->trs.slot[0];
@@ -286,6 +278,19 @@ static bool copyable(const struct plan *p)
 	const ZydisDecodedInstruction *z = &p->zi;
 	if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_SEGMENT_CS))
 		return false;
+	if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+		/* Register forms only: a memory operand would have to be placed into the VEX prefix. */
+		for (unsigned k = 0; k < z->operand_count_visible; k++)
+			if (p->ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY)
+				return false;
+		switch (z->mnemonic) {
+		case ZYDIS_MNEMONIC_ANDN: case ZYDIS_MNEMONIC_BEXTR: case ZYDIS_MNEMONIC_BLSI: case ZYDIS_MNEMONIC_BLSMSK:
+		case ZYDIS_MNEMONIC_BLSR: case ZYDIS_MNEMONIC_BZHI: case ZYDIS_MNEMONIC_MULX: case ZYDIS_MNEMONIC_PDEP:
+		case ZYDIS_MNEMONIC_PEXT: case ZYDIS_MNEMONIC_RORX: case ZYDIS_MNEMONIC_SARX: case ZYDIS_MNEMONIC_SHLX:
+		case ZYDIS_MNEMONIC_SHRX: return true;
+		default: return false;
+		}
+	}
 	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
 		return false;
 	switch (z->mnemonic) {
@@ -301,6 +306,7 @@ static bool copyable(const struct plan *p)
 	case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_CBW: case ZYDIS_MNEMONIC_CWDE: case ZYDIS_MNEMONIC_CDQE:
 	case ZYDIS_MNEMONIC_CWD: case ZYDIS_MNEMONIC_CDQ: case ZYDIS_MNEMONIC_CQO: case ZYDIS_MNEMONIC_LAHF:
 	case ZYDIS_MNEMONIC_SAHF: case ZYDIS_MNEMONIC_CLC: case ZYDIS_MNEMONIC_STC: case ZYDIS_MNEMONIC_CMC:
+	case ZYDIS_MNEMONIC_ADCX: case ZYDIS_MNEMONIC_ADOX: case ZYDIS_MNEMONIC_CRC32: case ZYDIS_MNEMONIC_MOVBE:
 	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: return true;
 	default: return z->meta.category == ZYDIS_CATEGORY_CMOV || z->meta.category == ZYDIS_CATEGORY_SETCC;
 	}
@@ -531,8 +537,7 @@ static void emit_tlb(struct gen *g, unsigned size, bool write, struct tr_site *s
 {
 	struct emit *e = &g->e;
 	use_rcx(g);
-	emit_rorx(e, g->t1, g->t0, PAGE_SHIFT);
-	emit_movzx8(e, g->t1, g->t1);
+	emit_pext_gs(e, g->t1, g->t0, TR(index_mask));
 	emit_load_gs_index(e, RCX, g->t1, g->ftlb + (write ? offsetof(struct ftlb, write) : offsetof(struct ftlb, read)));
 	emit_lea(e, g->t0, g->t0, RCX, 0, 0);
 	emit_lea(e, RCX, g->t0, 16, 0, (s32)size - 1);
@@ -911,7 +916,7 @@ static bool host_can(void)
 	return (b & BIT(8)) && (b & BIT(0)); /* BMI2, FSGSBASE */
 }
 
-int translate_attach(struct translator *t, struct cpu *c)
+int translate_attach(struct translator *t, struct cpu *c, u16 after)
 {
 	*t = (struct translator){ .size = TR_ARENA, .sites_size = TR_SITES };
 	if (!host_can())
@@ -940,7 +945,7 @@ int translate_attach(struct translator *t, struct cpu *c)
 	for (unsigned k = 0; k < ARRAY_SIZE(routines); k++)
 		*routines[k] = t->rx + (*routines[k] - t->rw);
 	c->trs.page_number_mask = PAGE_MASK;
-	c->trs.sign_mask = BIT(63);
+	c->trs.index_mask = MASK(FTLB_BITS) << PAGE_SHIFT;
 	c->trs.high_mask = ~MASK(48);
 	c->trs.canonical_bias = BIT(47);
 	c->trs.poll_mask = BIT(63);
@@ -949,6 +954,7 @@ int translate_attach(struct translator *t, struct cpu *c)
 	c->tr_flush = tr_flush;
 	c->tr_kill = tr_kill;
 	c->tr_on = true;
+	c->tr_after = after ? after : BLOCK_HOT;
 	return 0;
 }
 

@@ -29,9 +29,10 @@ struct translator {
 };
 
 struct cpu;
-/* Makes the arena (before the seccomp filter) and the common routines, hooks the translator into c.
+/* Makes the arena (before the seccomp filter) and the common routines, hooks the translator into c; after: executions before a block
+ * is translated, 0: the engine's own choice.
  * 0, -ENOTSUP (host without BMI2 or FSGSBASE) or -errno. */
-int translate_attach(struct translator *t, struct cpu *c);
+int translate_attach(struct translator *t, struct cpu *c, u16 after);
 void translate_detach(struct translator *t);
 /* On the vCPU's thread, before it runs translated code. */
 void translate_thread(struct cpu *c);
