@@ -78,8 +78,9 @@ void blockcache_flush(struct cpu *c)
 		bc->hash[k] = NULL;
 	bc->used = 0;
 	native_reset(c->native);
-	c->code_gen++;
-	c->trs.jkey = c->code_gen << 8 | c->mode_key;
+	c->code_gen[0]++;
+	c->code_gen[1]++;
+	c->trs.jkey = cpu_code_key(c);
 	if (c->tr_flush)
 		c->tr_flush(c);
 	c->stats.decode_flushes++;
@@ -314,7 +315,7 @@ struct block *block_find(struct cpu *c, int *step)
 		}
 		lin = (u32)(c->rip + c->seg[CS].base);
 	}
-	const u64 key = c->code_gen << 8 | c->mode_key;
+	const u64 key = cpu_code_key(c);
 	struct jcache_entry *j = &c->jcache[(lin ^ (lin >> JCACHE_BITS)) & MASK(JCACHE_BITS)];
 	if (likely(j->rip == lin && j->key == key && !j->block->dead))
 		return j->block;
@@ -325,10 +326,12 @@ struct block *block_find(struct cpu *c, int *step)
 		return NULL;
 	}
 	u64 gpa, addend;
+	bool global; /* survives MOV CR3 */
 	const struct tlb_entry *t = &c->tlb[(lin >> PAGE_SHIFT) & (TLB_SIZE - 1)];
 	if (t->xtag == (lin & PAGE_MASK)) {
 		gpa = (t->gpa & PAGE_MASK) | (lin & ~PAGE_MASK);
 		addend = t->addend;
+		global = t->gpa & TLB_GLOBAL;
 	} else {
 		struct mmu_page pg;
 		if (!mmu_walk(c, lin, ACC_X, c->cpl == 3, c->sflags & FL_AC, false, &pg, &c->exc)) {
@@ -344,6 +347,7 @@ struct block *block_find(struct cpu *c, int *step)
 			if (c->tlb == c->tlbs[k])
 				mmu_fill(c, k, lin, &pg);
 		gpa = pg.gpa;
+		global = pg.global && lin >> 63;
 		addend = (u64)p - lin;
 	}
 	const u32 mode = c->mode_key & MODE_DECODE_MASK;
@@ -355,6 +359,7 @@ struct block *block_find(struct cpu *c, int *step)
 		if (!b || b->dead)
 			return b; /* wrapped: not cached */
 	}
-	*j = (struct jcache_entry){ .rip = lin, .key = c->code_gen << 8 | c->mode_key, .block = b };
+	if (c->cpl == 3 || global)
+		*j = (struct jcache_entry){ .rip = lin, .key = cpu_code_key(c), .block = b };
 	return b;
 }

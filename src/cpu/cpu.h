@@ -84,11 +84,12 @@ struct exception {
  * linear address when that kind of access may go ahead, else TLB_NONE. */
 #define TLB_BITS 10
 #define TLB_SIZE (1u << TLB_BITS)
+#define TLB_GLOBAL 64ull
 #define TLB_NONE 1ull /* never equal to a page address */
 struct tlb_entry {
 	u64 rtag, wtag, xtag;
 	u64 addend; /* host pointer = linear address + addend */
-	u64 gpa;    /* page's guest-physical address */
+	u64 gpa;    /* page's guest-physical address | log2 of the page size | TLB_GLOBAL */
 };
 /* One per combination of rights; AC_CHECK and watchpoints use the EMPTY one,
  * which is never filled so that every access takes the slow path. */
@@ -113,7 +114,8 @@ struct tr_state {
 	u64 site;          /* struct tr_site of the instruction or exit that calls for C code */
 	u64 target;        /* where the dispatcher jumps to */
 	u64 saved_flags;
-	u64 jkey;          /* code_gen and mode, as in jcache keys */
+	u64 jkey;          /* cpu_code_key() */
+	u64 vector_off[3]; /* 0: SSE, AVX, AVX-512 instructions may run in translations: enabled and the FPU is live */
 	u64 page_number_mask, index_mask, high_mask, canonical_bias; /* constants for PEXT */
 };
 
@@ -200,7 +202,8 @@ struct cpu {
 	u8 maxphyaddr;
 	struct tlb_entry *tlbs[TLB_CTX_COUNT];
 	struct jcache_entry *jcache;
-	u64 code_gen;          /* bumped (cpu_code_changed) when linear → code mapping may have changed; part of jcache keys */
+	u64 code_gen[2];       /* bumped when the mapping of code may have changed, for user [0] and supervisor [1] code;
+	                        * part of jcache keys.  Supervisor code outside global pages is never put there. */
 	struct blockcache *blocks;
 	struct decoder *decoder;
 	struct native *native; /* stub arena, see native.h */
@@ -229,6 +232,9 @@ struct cpu {
 
 /* Whoever sets c->attn calls this too: translated code leaves at its next block.  Any thread. */
 static inline void cpu_poke(struct cpu *c) { __atomic_store_n(&c->trs.poll_mask, ~0ull, __ATOMIC_SEQ_CST); }
+
+/* Keys of jcache entries for the current mode. */
+static inline u64 cpu_code_key(const struct cpu *c) { return c->code_gen[c->cpl != 3] << 8 | c->mode_key; }
 
 #define CPL(c) ((c)->cpl)
 static inline bool cpu_long_mode(const struct cpu *c) { return c->efer & EFER_LMA; }

@@ -24,7 +24,7 @@ void cpu_update_mode(struct cpu *c)
 	c->tlb = c->tlbs[align_check || watch ? TLB_EMPTY : c->cpl == 3 ? TLB_USER : smap_off ? TLB_KERNEL_AC : TLB_KERNEL];
 	c->mode_key = code | (c->cpl == 3 ? MODE_USER : 0) | (legacy_rights ? MODE_REAL : 0) |
 		      (c->cpl != 3 && smap_off ? MODE_AC : 0);
-	c->trs.jkey = c->code_gen << 8 | c->mode_key;
+	c->trs.jkey = cpu_code_key(c);
 	/* A code segment that ends somewhere: step_one() compares every instruction with the limit. */
 	const bool limited = !cpu_code64(c) && c->seg[CS].limit != 0xffffffff;
 	c->slow = (c->sflags & (FL_TF | FL_RF)) || watch || limited || align_check;

@@ -109,7 +109,7 @@ again:;
 			x &= !(nxe && (pte & PTE_NX));
 		}
 		if (leaf) {
-			global = pte & PTE_G;
+			global = (pte & PTE_G) && (c->cr4 & CR4_PGE);
 			break;
 		}
 		table = l->entry_size == 8 ? pte & MASK(52) & PAGE_MASK : pte & 0xfffff000;
@@ -186,7 +186,7 @@ void mmu_fill(struct cpu *c, enum tlb_ctx ctx, u64 gva, const struct mmu_page *p
 	t->wtag = pg->w && pg->dirty && !code && !s->readonly ? page : TLB_NONE;
 	t->xtag = pg->x ? page : TLB_NONE;
 	t->addend = (u64)s->hva + off - page;
-	t->gpa = (pg->gpa & PAGE_MASK) | pg->shift;
+	t->gpa = (pg->gpa & PAGE_MASK) | pg->shift | (pg->global && gva >> 63 ? TLB_GLOBAL : 0);
 	const unsigned k = (gva >> PAGE_SHIFT) & (FTLB_SIZE - 1);
 	struct ftlb *f = &c->ftlb[ctx];
 	f->read[k] = t->rtag == page ? 0 - page : FTLB_NONE(k);
@@ -207,35 +207,41 @@ static void tlb_clear(struct tlb_entry *t, unsigned n)
 
 static void ftlb_clear(struct ftlb *f, unsigned k) { f->read[k] = f->write[k] = FTLB_NONE(k); }
 
-static void code_changed(struct cpu *c)
+static void code_changed(struct cpu *c, bool user, bool supervisor)
 {
-	c->code_gen++;
-	c->trs.jkey = c->code_gen << 8 | c->mode_key;
+	c->code_gen[0] += user;
+	c->code_gen[1] += supervisor;
+	c->trs.jkey = cpu_code_key(c);
 }
 
-void mmu_flush_all(struct cpu *c)
+/* Only upper-half pages are kept as global: no system has others, and the lower half then empties at every MOV CR3. */
+static void flush(struct cpu *c, bool keep_global)
 {
 	for (unsigned ctx = 0; ctx < TLB_EMPTY; ctx++)
 		for (unsigned w = 0; w < TLB_USED_WORDS; w++) {
-			u64 used = c->tlb_used[ctx][w];
-			c->tlb_used[ctx][w] = 0;
-			for (; used; used &= used - 1) {
-				unsigned k = w * 64 + (unsigned)__builtin_ctzll(used);
+			for (u64 used = c->tlb_used[ctx][w]; used; used &= used - 1) {
+				unsigned bit = (unsigned)__builtin_ctzll(used), k = w * 64 + bit;
+				if (keep_global && (c->tlbs[ctx][k].gpa & TLB_GLOBAL))
+					continue;
+				c->tlb_used[ctx][w] &= ~BIT(bit);
 				ftlb_clear(&c->ftlb[ctx], k);
 				tlb_clear(&c->tlbs[ctx][k], 1);
 			}
 		}
-	c->tlb_large[0] = c->tlb_large[1] = false;
-	code_changed(c);
+	c->tlb_large[0] = false;
+	if (!keep_global)
+		c->tlb_large[1] = false;
+	code_changed(c, true, !keep_global);
 	c->stats.tlb_flushes++;
 }
 
-/* Dropping global pages too is allowed (SDM 4.10.4) and keeps entries small. */
-void mmu_flush_nonglobal(struct cpu *c) { mmu_flush_all(c); }
+void mmu_flush_all(struct cpu *c) { flush(c, false); }
+
+void mmu_flush_nonglobal(struct cpu *c) { flush(c, true); }
 
 void mmu_flush_page(struct cpu *c, u64 gva)
 {
-	code_changed(c);
+	code_changed(c, true, gva >> 63); /* supervisor code in the lower half is never looked up by key */
 	for (unsigned k = 0; k < TLB_EMPTY; k++) {
 		/* A large page may be in any entry: drop them all. */
 		for (unsigned j = 0; c->tlb_large[gva >> 63] && j < FTLB_SIZE; j++)

@@ -65,7 +65,7 @@ struct cpu *cpu_init(void *mem, const struct cpu_config *cfg)
 	native_init(c->native, cfg->stub_rw, cfg->stub_rx, cfg->stub_size, cfg->scratch);
 	c->blocks = blockcache_init(base + l.blocks, cfg->block_arena);
 	c->block_limit = cfg->block_limit && cfg->block_limit < BLOCK_MAX_INSNS ? cfg->block_limit : BLOCK_MAX_INSNS;
-	c->code_gen = 1;
+	c->code_gen[0] = c->code_gen[1] = 1;
 	c->stop_at = ~0ull;
 	if (cfg->lapic) {
 		c->lapic = (struct lapic *)(base + l.lapic);

@@ -21,6 +21,12 @@ static void on_fault(int sig, siginfo_t *info, void *ucontext)
 		current->cpu->stats.signals++;
 		return;
 	}
+	u64 pc = (u64)uc->uc_mcontext.gregs[REG_RIP];
+	if (current && translate_fault(current->cpu, &pc)) {
+		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)pc;
+		current->cpu->stats.signals++;
+		return;
+	}
 	/* A bug of ours: report it, then let the signal end the process where it happened.  (SIGILL is also how
 	 * assert_failed() ends, which has reported already.) */
 	char what[96];

@@ -1,5 +1,5 @@
 """What the test scripts share: each check is one function named test_*; a script ends with main(globals())."""
-import os, pathlib, subprocess, sys, tempfile, time, traceback
+import ctypes, os, pathlib, subprocess, sys, tempfile, time, traceback
 
 UMBRA = os.environ.get("UMBRA", "build/umbra")
 BUILD = pathlib.Path(os.environ.get("UMBRA_BUILD", "build"))
@@ -27,15 +27,17 @@ def need_kernel(pattern="cloud"):
             return k
     raise Skip(f"no {pattern} kernel here (make setup fetches it)")
 
+# Orphans of what a test starts become children of the test, so that it can tell them from those of others.
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
 def processes():
-    """Process ids of everything that runs our binary."""
+    """Process ids of everything below this test that runs our binary and is not a zombie."""
     found = set()
-    for p in pathlib.Path("/proc").glob("[0-9]*"):
+    for pid, name in children(os.getpid()).items():
         try:
-            name = (p / "comm").read_text().strip()
-            if name.startswith("umbra") and p.stat().st_uid == os.getuid() and \
-                    (p / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-                found.add(int(p.name))
+            state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            if name.startswith("umbra") and state != "Z":
+                found.add(pid)
         except OSError:
             pass
     return found

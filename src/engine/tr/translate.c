@@ -38,6 +38,17 @@ static size_t r_off(unsigned reg) { return offsetof(struct cpu, r) + 8 * reg; }
 
 static struct translator *translator_of(struct cpu *c);
 
+/* Which vector instructions translations may execute themselves (SDM vol. 2, exception classes): the FPU state is live and
+ * nothing is disabled. */
+static void vector_state(struct cpu *c)
+{
+	const bool on = c->fpu_live && !(c->cr0 & (CR0_TS | CR0_EM)) && (c->cr4 & CR4_OSFXSR) && (c->cr4 & CR4_OSXMMEXCPT);
+	const bool avx = on && (c->cr4 & CR4_OSXSAVE) && (c->xcr0 & XCR0_SSE_AVX) == XCR0_SSE_AVX;
+	c->trs.vector_off[0] = !on;
+	c->trs.vector_off[1] = !avx;
+	c->trs.vector_off[2] = !(avx && (c->xcr0 & XCR0_AVX512) == XCR0_AVX512);
+}
+
 /* The instruction of c->trs.site through its interpreter handler. */
 static s64 tr_call(struct cpu *c)
 {
@@ -51,8 +62,12 @@ static s64 tr_call(struct cpu *c)
 		c->r[RCX] = c->trs.slot[2];
 	const u64 done = c->tr_until - (u64)c->trs.budget; /* the block's instructions are counted already */
 	c->insns = done - b->n;
+	const bool live = c->fpu_live;
 	int step = s->insn[0].fn(c, &s->insn[0]);
 	if (likely(step == STEP_RESUME)) {
+		if (live)
+			fpu_load(c); /* vector instructions that follow rely on it */
+		vector_state(c);
 		c->trs.target = s->resume;
 		return TR_RESUME;
 	}
@@ -133,10 +148,13 @@ static u8 *emit_common(struct translator *t, struct emit *e, struct cpu *c)
 {
 	/* reload: registers and flags from c, jump to tr.target */
 	u8 *reload = e->p;
+	/* SF ZF AF PF CF by SAHF, OF by an addition that overflows when AL is 1: POPF costs five times as much. */
 	emit_load_gs(e, RAX, offsetof(struct cpu, aflags));
-	EMIT(e, 0x25);                                 /* and eax, FL_ARITH */
-	emit_u32(e, (u32)FL_ARITH);
-	EMIT(e, 0x83, 0xc8, 0x02, 0x50, 0x9d);         /* or eax, 2; push rax; popfq */
+	EMIT(e, 0x89, 0xc1);                           /* mov ecx, eax */
+	EMIT(e, 0xc1, 0xe9, 0x0b);                     /* shr ecx, 11 */
+	EMIT(e, 0x83, 0xe1, 0x01);                     /* and ecx, 1 */
+	EMIT(e, 0x88, 0xc4, 0x88, 0xc8);               /* mov ah, al; mov al, cl */
+	EMIT(e, 0x04, 0x7f, 0x9e);                     /* add al, 127; sahf */
 	for (unsigned r = 0; r < 16; r++)
 		emit_load_gs(e, r, r_off(r));
 	EMIT(e, 0x65, 0xff, 0x24, 0x25);               /* jmp gs:[tr.target] */
@@ -215,11 +233,12 @@ _Static_assert(offsetof(struct block, dead) < 128 && offsetof(struct block, code
 
 /* ---- pass 1: scan ---- */
 
-enum how { HOW_COPY, HOW_DROP, HOW_MEM, HOW_LEA_RIP, HOW_PUSH, HOW_POP, HOW_CALL_C, HOW_JCC, HOW_JMP, HOW_JMP_IND, HOW_CALL, HOW_CALL_IND, HOW_RET };
+enum how { HOW_COPY, HOW_VECTOR, HOW_VECTOR_MEM, HOW_DROP, HOW_MEM, HOW_LEA_RIP, HOW_PUSH, HOW_POP, HOW_CALL_C, HOW_JCC, HOW_JMP, HOW_JMP_IND, HOW_CALL, HOW_CALL_IND, HOW_RET };
 
 struct plan {
 	u8 how;
 	bool write;          /* MEM: stores (or both) */
+	u8 level;            /* VECTOR: 0 SSE, 1 AVX, 2 AVX-512 */
 	u8 len;
 	u8 bytes[15];
 	ZydisDecodedInstruction zi;
@@ -312,6 +331,53 @@ static bool copyable(const struct plan *p)
 	}
 }
 
+/* SSE to AVX-512 on vector and general registers, memory operands of fixed size without mask. */
+static bool vector_insn(struct plan *p, const ZydisDecodedOperand **mem)
+{
+	const ZydisDecodedInstruction *z = &p->zi;
+	bool vector = false;
+	p->level = z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? 2 : z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? 1 : 0;
+	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX &&
+	    z->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX)
+		return false;
+	if ((z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_LOCK)) || z->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
+		return false;
+	for (unsigned k = 0; k < z->operand_count; k++) {
+		const ZydisDecodedOperand *o = &p->ops[k];
+		const bool visible = k < z->operand_count_visible;
+		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			if (!visible || *mem || o->mem.type != ZYDIS_MEMOP_TYPE_MEM || !o->size || o->size > 512 ||
+			    (gpr_number(o->mem.index) < 0) != (o->mem.index == ZYDIS_REGISTER_NONE))
+				return false;
+			*mem = o;
+			p->write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+			continue;
+		}
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || gpr_number(o->reg.value) >= 0)
+			continue;
+		switch (ZydisRegisterGetClass(o->reg.value)) {
+		case ZYDIS_REGCLASS_XMM: vector = true; break;
+		case ZYDIS_REGCLASS_YMM: vector = true; break;
+		case ZYDIS_REGCLASS_ZMM: vector = true; break;
+		case ZYDIS_REGCLASS_FLAGS: break;
+		case ZYDIS_REGCLASS_MASK:
+			if (o->reg.value != ZYDIS_REGISTER_K0 && o->encoding == ZYDIS_OPERAND_ENCODING_MASK)
+				return false; /* fault suppression, merging: the handler knows */
+			vector = true;
+			p->level = 2;
+			break;
+		default:
+			if (visible || o->reg.value != ZYDIS_REGISTER_MXCSR)
+				return false;
+		}
+	}
+	if (z->avx.mask.reg != ZYDIS_REGISTER_NONE && z->avx.mask.reg != ZYDIS_REGISTER_K0)
+		return false;
+	if (*mem && z->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID && !z->avx.broadcast.is_static)
+		return false;
+	return vector && z->meta.category != ZYDIS_CATEGORY_GATHER && z->meta.category != ZYDIS_CATEGORY_SCATTER;
+}
+
 static void classify(struct plan *p, bool last)
 {
 	const ZydisDecodedInstruction *z = &p->zi;
@@ -372,6 +438,16 @@ static void classify(struct plan *p, bool last)
 		return;
 	}
 	(void)last;
+	if (z->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
+		p->how = HOW_VECTOR;
+		p->level = 1;
+		return;
+	}
+	const ZydisDecodedOperand *vmem = NULL;
+	if (other && vector_insn(p, &vmem) && (!vmem || z->address_width == 64)) {
+		p->how = vmem ? HOW_VECTOR_MEM : HOW_VECTOR;
+		return;
+	}
 	if (other || !copyable(p))
 		return;
 	if (!mem) {
@@ -433,7 +509,10 @@ struct gen {
 	size_t ftlb;         /* offset of the context's struct ftlb in struct cpu */
 	struct cold { u8 *at; struct tr_site *site; } cold[BLOCK_MAX_INSNS * 3];
 	unsigned n_cold;
+	struct { u32 at; struct tr_site *site; } faults[BLOCK_MAX_INSNS];
+	unsigned n_faults;
 	u8 *early;
+	u8 vector_checked;   /* bit n: level n is known to be usable at this point of the block */
 };
 
 static bool pick_scratch(struct gen *g, u32 used)
@@ -575,6 +654,26 @@ static bool emit_with_operand(struct gen *g, const struct plan *p)
 		emit_modrm_mem(e, RAX, g->t0, g->t1, 0, 0);
 		return true;
 	}
+	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+		/* X and B of the prefix are inverted; a two-byte VEX prefix has neither and grows. */
+		const u8 xb = (u8)((g->t1 < 8 ? 0x40 : 0) | (g->t0 < 8 ? 0x20 : 0));
+		if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+			const u8 *v = p->bytes + z->raw.vex.offset;
+			if (z->raw.vex.size == 2)
+				EMIT(e, 0xc4, (u8)((v[1] & 0x80) | xb | 1), (u8)(v[1] & 0x7f));
+			else
+				EMIT(e, 0xc4, (u8)((v[1] & 0x9f) | xb), v[2]);
+		} else {
+			const u8 *v = p->bytes + z->raw.evex.offset;
+			EMIT(e, 0x62, (u8)((v[1] & 0x9f) | xb), v[2], v[3]);
+		}
+		emit_u8(e, p->bytes[z->raw.modrm.offset - 1]);
+		emit_modrm_mem(e, z->raw.modrm.reg & 7, g->t0, g->t1, 0, 0);
+		for (unsigned k = 0; k < 2; k++)
+			if (z->raw.imm[k].size)
+				emit_bytes(e, p->bytes + z->raw.imm[k].offset, z->raw.imm[k].size / 8);
+		return true;
+	}
 	unsigned at = 0;
 	for (; at < z->raw.modrm.offset; at++) {
 		u8 b = p->bytes[at];
@@ -590,7 +689,7 @@ static bool emit_with_operand(struct gen *g, const struct plan *p)
 	}
 	emit_u8(e, rex);
 	emit_bytes(e, p->bytes + at, z->raw.modrm.offset - at);
-	emit_modrm_mem(e, z->raw.modrm.reg, g->t0, g->t1, 0, 0);
+	emit_modrm_mem(e, z->raw.modrm.reg & 7, g->t0, g->t1, 0, 0);
 	for (unsigned k = 0; k < 2; k++)
 		if (z->raw.imm[k].size)
 			emit_bytes(e, p->bytes + z->raw.imm[k].offset, z->raw.imm[k].size / 8);
@@ -602,6 +701,7 @@ static void emit_call_insn(struct gen *g, const struct insn *i)
 {
 	struct emit *e = &g->e;
 	struct tr_site *s = insn_site(g, i, false);
+	g->vector_checked = 0; /* the handler may put the FPU state away or change what is enabled */
 	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
 	emit_patch(emit_jmp(e), g->t->rw + (g->t->call_site - g->t->rx));
 	s->resume = to_rx(g->t, e->p);
@@ -675,6 +775,27 @@ static void emit_early(struct gen *g)
 	emit_patch(emit_jmp(e), g->t->rw + (g->t->leave_early - g->t->rx));
 }
 
+/* Vector instructions of this level may run here, or the handler does it (and makes it so for the next). */
+static void emit_vector_check(struct gen *g, u8 level, struct tr_site *s)
+{
+	if (g->vector_checked & (1u << level))
+		return;
+	use_rcx(g);
+	emit_load_gs(&g->e, RCX, TR(vector_off) + 8 * level);
+	cold_path(g, emit_jrcxz_or_jmp(&g->e), s);
+	done_rcx(g);
+	g->vector_checked |= (u8)((2u << level) - 1); /* what AVX needs, SSE has too */
+}
+
+/* The host may refuse the instruction emitted at `at` (alignment, SIMD exception): then its handler does it. */
+static void may_fault(struct gen *g, const u8 *at, struct tr_site *s)
+{
+	if (g->n_faults < BLOCK_MAX_INSNS) {
+		g->faults[g->n_faults].at = (u32)(at - g->t->rw);
+		g->faults[g->n_faults++].site = s;
+	}
+}
+
 static bool emit_insn(struct gen *g, unsigned k)
 {
 	struct emit *e = &g->e;
@@ -707,6 +828,47 @@ static bool emit_insn(struct gen *g, unsigned k)
 		}
 		struct tr_site *s = insn_site(g, i, true);
 		emit_tlb(g, o->size / 8, p->write, s);
+		if (!emit_with_operand(g, p))
+			return false;
+		scratch_end(g);
+		s->resume = to_rx(g->t, e->p);
+		return true;
+	}
+	case HOW_VECTOR: {
+		struct tr_site *check = NULL, *fault = insn_site(g, i, false);
+		if (!(g->vector_checked & (1u << p->level))) {
+			scratch_begin(g, registers_used(p));
+			check = insn_site(g, i, true);
+			emit_vector_check(g, p->level, check);
+			scratch_end(g);
+		}
+		may_fault(g, e->p, fault);
+		emit_bytes(e, p->bytes, p->len);
+		fault->resume = to_rx(g->t, e->p);
+		if (check)
+			check->resume = fault->resume;
+		return true;
+	}
+	case HOW_VECTOR_MEM: {
+		const ZydisDecodedOperand *o = NULL;
+		for (unsigned j = 0; j < p->zi.operand_count_visible; j++)
+			if (p->ops[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
+				o = &p->ops[j];
+		u8 *before = e->p;
+		scratch_begin(g, registers_used(p));
+		struct tr_site *s = insn_site(g, i, true);
+		const u8 checked = g->vector_checked;
+		const unsigned colds = g->n_cold;
+		emit_vector_check(g, p->level, s);
+		if (!emit_address(g, i, o)) {
+			e->p = before;
+			g->n_cold = colds;
+			g->vector_checked = checked;
+			emit_call_insn(g, i);
+			return true;
+		}
+		emit_tlb(g, o->size / 8, p->write, s);
+		may_fault(g, e->p, s);
 		if (!emit_with_operand(g, p))
 			return false;
 		scratch_end(g);
@@ -838,7 +1000,8 @@ static void tr_hot(struct cpu *c, struct block *b)
 	if (!scan_block(c, b, &s))
 		return;
 	memset(&g, 0, offsetof(struct gen, cold));
-	g.n_cold = 0;
+	g.n_cold = g.n_faults = 0;
+	g.vector_checked = 0;
 	g.t = t;
 	g.c = c;
 	g.b = b;
@@ -872,6 +1035,13 @@ static void tr_hot(struct cpu *c, struct block *b)
 		t->sites_used = sites;
 		return;
 	}
+	if (t->n_faults + g.n_faults > TR_FAULTS) {
+		c->tr_full = true;
+		t->sites_used = sites;
+		return;
+	}
+	for (unsigned k = 0; k < g.n_faults; k++)
+		t->faults[t->n_faults++] = (struct tr_fault){ .at = g.faults[k].at, .site = (u32)(u64)g.faults[k].site };
 	t->used = ALIGN_UP((size_t)(g.e.p - t->rw), 16);
 	t->stat_translated++;
 	b->code = (void *)to_rx(t, start);
@@ -881,6 +1051,7 @@ static int tr_enter(struct cpu *c, const struct block *b)
 {
 	c->trs.budget = (s64)(c->tr_until - c->insns);
 	c->trs.target = (u64)b->code;
+	vector_state(c);
 	int (*enter)(void) = (int (*)(void))(void *)translator_of(c)->enter;
 	return enter();
 }
@@ -890,6 +1061,7 @@ static void tr_flush(struct cpu *c)
 	struct translator *t = translator_of(c);
 	t->used = t->base;
 	t->sites_used = 64;
+	t->n_faults = 0;
 	c->tr_full = false;
 }
 
@@ -903,6 +1075,28 @@ static void tr_kill(struct cpu *c, struct block *b)
 	memcpy(jump + 1, &rel, 4);
 	memcpy(p, jump, sizeof jump);
 	b->code = NULL;
+}
+
+/* A host signal at host address pc: the guest's instruction there is to be executed by its handler instead. */
+bool translate_fault(struct cpu *c, u64 *pc)
+{
+	struct translator *t = translator_of(c);
+	if (!t || *pc - (u64)t->rx >= t->used)
+		return false;
+	const u32 at = (u32)(*pc - (u64)t->rx);
+	size_t lo = 0, hi = t->n_faults;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (t->faults[mid].at < at)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo == t->n_faults || t->faults[lo].at != at)
+		return false;
+	c->trs.site = t->faults[lo].site;
+	*pc = (u64)t->call_site;
+	return true;
 }
 
 /* ---- set-up ---- */
@@ -935,6 +1129,9 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 		r = -ENOMEM;
 	if (r)
 		return r;
+	t->faults = mmap(NULL, TR_FAULTS * sizeof *t->faults, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (t->faults == MAP_FAILED)
+		return -ENOMEM;
 	t->sites_used = 64;
 	c->translator = t;
 	struct emit e = { .p = t->rw, .end = t->rw + t->size };
@@ -966,6 +1163,8 @@ void translate_detach(struct translator *t)
 		munmap(t->rx, t->size);
 	if (t->sites && t->sites != MAP_FAILED)
 		munmap(t->sites, t->sites_size);
+	if (t->faults && t->faults != MAP_FAILED)
+		munmap(t->faults, TR_FAULTS * sizeof *t->faults);
 	*t = (struct translator){ 0 };
 }
 

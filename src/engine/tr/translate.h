@@ -19,12 +19,22 @@
 #define TR_ARENA (64 * MiB) /* address space; touched as used */
 #define TR_SITES (64 * MiB)
 
+#define TR_FAULTS (1u << 19) /* translated instructions that the host may refuse */
+
+/* Sorted by `at`. */
+struct tr_fault {
+	u32 at;   /* offset in the arena */
+	u32 site; /* address */
+};
+
 struct translator {
 	u8 *rw, *rx;       /* two views of the code arena */
 	size_t size, used, base; /* base: end of the common routines */
 	u8 *sites;         /* below 2 GB, so that a site's address is an immediate */
 	size_t sites_size, sites_used;
 	u8 *enter, *call_site, *leave_early, *link, *dispatch; /* common routines, executable view */
+	struct tr_fault *faults;
+	u32 n_faults;
 	u64 stat_translated, stat_links, stat_calls;
 };
 
@@ -36,5 +46,8 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after);
 void translate_detach(struct translator *t);
 /* On the vCPU's thread, before it runs translated code. */
 void translate_thread(struct cpu *c);
+/* From the signal handler: when *pc is a translated instruction that the host refused (alignment, SIMD exception), makes
+ * its handler execute it and returns true. */
+bool translate_fault(struct cpu *c, u64 *pc);
 
 #endif
