@@ -3,6 +3,7 @@
 #include <Zydis/Zydis.h>
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -462,17 +463,16 @@ static void classify(struct plan *p, bool last)
 	p->how = HOW_MEM;
 }
 
-static bool scan_block(struct cpu *c, const struct block *b, struct scan *s)
+static void decoder_setup(ZydisDecoder *d)
 {
-	static ZydisDecoder decoder;
-	static bool ready;
-	if (!ready) {
-		ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
-		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-		ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
-		ready = true;
-	}
+	ZydisDecoderInit(d, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
+}
+
+static bool scan_block(struct cpu *c, const struct block *b, const ZydisDecoder *decoder, struct scan *s)
+{
 	const u8 *code = ram_ptr(c->ram, GPA(b->gpa), b->bytes);
 	if (!code)
 		return false;
@@ -485,7 +485,7 @@ static bool scan_block(struct cpu *c, const struct block *b, struct scan *s)
 		if (i->len > 15 || i->off + i->len > b->bytes)
 			return false;
 		memcpy(p->bytes, code + i->off, i->len);
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, p->bytes, i->len, &p->zi, p->ops)) || p->zi.length != i->len) {
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, p->bytes, i->len, &p->zi, p->ops)) || p->zi.length != i->len) {
 			return false;
 		}
 		classify(p, k == b->n - 1u);
@@ -989,60 +989,67 @@ static bool ends_control(const struct plan *p)
 	}
 }
 
+/* Buffers of one translation at a time: too large for the stack, one set per vCPU thread. */
+struct tr_work {
+	ZydisDecoder decoder;
+	struct scan scan;
+	struct gen gen;
+};
+
 static void tr_hot(struct cpu *c, struct block *b)
 {
 	struct translator *t = translator_of(c);
-	static struct scan s; /* one vCPU thread translates */
-	static struct gen g;
+	struct scan *const s = &t->work->scan;
+	struct gen *const g = &t->work->gen;
 	if ((b->mode & (MODE_CODE_MASK | MODE_REAL)) != MODE_CODE64)
 		return;
 	fpu_save(c); /* the decoder is an ordinary library */
-	if (!scan_block(c, b, &s))
+	if (!scan_block(c, b, &t->work->decoder, s))
 		return;
-	memset(&g, 0, offsetof(struct gen, cold));
-	g.n_cold = g.n_faults = 0;
-	g.vector_checked = 0;
-	g.t = t;
-	g.c = c;
-	g.b = b;
-	g.s = &s;
-	g.e = (struct emit){ .p = t->rw + t->used, .end = t->rw + t->size };
-	g.local = !pick_scratch(&g, s.used);
+	memset(g, 0, offsetof(struct gen, cold));
+	g->n_cold = g->n_faults = 0;
+	g->vector_checked = 0;
+	g->t = t;
+	g->c = c;
+	g->b = b;
+	g->s = s;
+	g->e = (struct emit){ .p = t->rw + t->used, .end = t->rw + t->size };
+	g->local = !pick_scratch(g, s->used);
 	u32 mentioned = 0;
 	for (unsigned k = 0; k < b->n; k++)
-		mentioned |= registers_used(&s.plan[k]);
-	g.rcx_used = g.local || (mentioned & (1u << RCX));
+		mentioned |= registers_used(&s->plan[k]);
+	g->rcx_used = g->local || (mentioned & (1u << RCX));
 	const enum tlb_ctx ctx = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_AC ? TLB_KERNEL_AC : TLB_KERNEL;
-	g.ftlb = offsetof(struct cpu, ftlb) + ctx * sizeof(struct ftlb);
-	u8 *start = g.e.p;
+	g->ftlb = offsetof(struct cpu, ftlb) + ctx * sizeof(struct ftlb);
+	u8 *start = g->e.p;
 	const size_t sites = t->sites_used;
-	emit_entry(&g);
+	emit_entry(g);
 	for (unsigned k = 0; k < b->n; k++)
-		if (!emit_insn(&g, k)) {
+		if (!emit_insn(g, k)) {
 			t->sites_used = sites;
 			return;
 		}
-	if (!ends_control(&s.plan[b->n - 1]))
-		emit_exit(&g, b->bytes, false);
-	for (unsigned k = 0; k < g.n_cold; k++) {
-		emit_patch(g.cold[k].at, g.e.p);
-		emit_store_gs_imm(&g.e, TR(site), (u32)(u64)g.cold[k].site);
-		emit_patch(emit_jmp(&g.e), t->rw + (t->call_site - t->rx));
+	if (!ends_control(&s->plan[b->n - 1]))
+		emit_exit(g, b->bytes, false);
+	for (unsigned k = 0; k < g->n_cold; k++) {
+		emit_patch(g->cold[k].at, g->e.p);
+		emit_store_gs_imm(&g->e, TR(site), (u32)(u64)g->cold[k].site);
+		emit_patch(emit_jmp(&g->e), t->rw + (t->call_site - t->rx));
 	}
-	emit_early(&g);
-	if (g.e.overflow) {
+	emit_early(g);
+	if (g->e.overflow) {
 		c->tr_full = true;
 		t->sites_used = sites;
 		return;
 	}
-	if (t->n_faults + g.n_faults > TR_FAULTS) {
+	if (t->n_faults + g->n_faults > TR_FAULTS) {
 		c->tr_full = true;
 		t->sites_used = sites;
 		return;
 	}
-	for (unsigned k = 0; k < g.n_faults; k++)
-		t->faults[t->n_faults++] = (struct tr_fault){ .at = g.faults[k].at, .site = (u32)(u64)g.faults[k].site };
-	t->used = ALIGN_UP((size_t)(g.e.p - t->rw), 16);
+	for (unsigned k = 0; k < g->n_faults; k++)
+		t->faults[t->n_faults++] = (struct tr_fault){ .at = g->faults[k].at, .site = (u32)(u64)g->faults[k].site };
+	t->used = ALIGN_UP((size_t)(g->e.p - t->rw), 16);
 	t->stat_translated++;
 	b->code = (void *)to_rx(t, start);
 }
@@ -1132,6 +1139,10 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 	t->faults = mmap(NULL, TR_FAULTS * sizeof *t->faults, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (t->faults == MAP_FAILED)
 		return -ENOMEM;
+	t->work = malloc(sizeof *t->work);
+	if (!t->work)
+		return -ENOMEM;
+	decoder_setup(&t->work->decoder);
 	t->sites_used = 64;
 	c->translator = t;
 	struct emit e = { .p = t->rw, .end = t->rw + t->size };

@@ -35,6 +35,7 @@ struct translator {
 	u8 *enter, *call_site, *leave_early, *link, *dispatch; /* common routines, executable view */
 	struct tr_fault *faults;
 	u32 n_faults;
+	struct tr_work *work;
 	u64 stat_translated, stat_links, stat_calls;
 };
 
