@@ -19,13 +19,16 @@ static const struct trace_event_info trace_events[TRACE_EVENT_COUNT] = {
 #undef X
 };
 
-/* The formats of the table are string literals with three u64 conversions each: let the compiler check them. */
+/* The formats of the table are string literals with up to three u64 conversions: let the compiler check them. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-extra-args"
 __attribute__((unused)) static void trace_check_formats(u64 a)
 {
 #define X(id, grp, nm, fmt) (void)snprintf(NULL, 0, fmt, a, a, a);
 	TRACE_EVENTS(X)
 #undef X
 }
+#pragma GCC diagnostic pop
 
 void trace_init(struct trace *t, unsigned n_rings, u64 mask, u64 tsc_khz)
 {
@@ -70,7 +73,7 @@ int trace_parse_list(const char *list, u64 *mask, struct err *e)
 		for (unsigned i = 0; i < TRACE_EVENT_COUNT; i++) {
 			const struct trace_event_info *ev = &trace_events[i];
 			if ((strlen(ev->group) == n && !memcmp(ev->group, p, n)) ||
-			    (strlen(ev->name) == n && !memcmp(ev->name, p, n)) || (n == 3 && !memcmp("all", p, 3)))
+			    (strlen(ev->name) == n && !memcmp(ev->name, p, n)) || (n == 3 && !memcmp("all", p, 3) && i != TRACE_BLOCK))
 				found |= BIT(i);
 		}
 		if (!found) {

@@ -55,7 +55,8 @@ void trace_init(struct trace *t, unsigned n_rings, u64 mask, u64 tsc_khz);
 /* Maps a trace memfd made by the supervisor; NULL when it is not one. */
 struct trace *trace_map(int fd, u64 size);
 
-/* "exit,irq,page-fault" or "all" → mask; names of groups and of events. */
+/* "exit,irq,page-fault" or "all" → mask; names of groups and of events.  "all" leaves out what would fill the rings at
+ * once: every block executed. */
 int trace_parse_list(const char *list, u64 *mask, struct err *e);
 
 /* One ring per vCPU; ring vcpu % n_rings.  t may be NULL. */

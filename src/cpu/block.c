@@ -3,6 +3,7 @@
 #include "cpu/fpu.h"
 #include "cpu/mmu.h"
 #include "cpu/native.h"
+#include "cpu/trace.h"
 
 #define HASH_BITS 15
 #define PAGE_HASH_BITS 12
@@ -128,8 +129,10 @@ bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
 		*flag &= (u8)~RAM_PAGE_CODE;
 		/* Write tags come back at the next slow store. */
 	}
-	if (killed)
+	if (killed) {
 		c->stats.smc++;
+		cpu_trace(c, TRACE_SMC, gpa.v, c->rip, 0);
+	}
 	return killed;
 }
 
@@ -301,6 +304,7 @@ static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *hos
 	*h = b;
 	c->stats.blocks_decoded++;
 	c->stats.insns_decoded += n;
+	cpu_trace(c, TRACE_DECODE, c->rip, gpa, n);
 	return b;
 }
 

@@ -133,6 +133,10 @@ struct cpu_stats {
 		signals;
 };
 
+#define CPU_UNKNOWN_MSRS 16
+/* An MSR the guest touched that does not exist (it got #GP). */
+struct cpu_unknown_msr { u32 index; bool write; u64 value, rip, count; };
+
 /* Index into c->r beyond the 16 GPRs. */
 #define R_ZERO 16 /* always 0: absent base or index */
 #define R_RIP 17  /* RIP of the running block's first byte; RIP-relative operands are relative to it */
@@ -228,6 +232,9 @@ struct cpu {
 	struct insn *patched;  /* instruction whose handler is replaced to leave the block, see block_leave_after() */
 	int (*patched_fn)(struct cpu *, const struct insn *);
 	void *owner;           /* the back end's vCPU */
+	u64 trace_mask;        /* events wanted, see trace.h; 0: none, and trace is NULL */
+	struct trace *trace;
+	struct { unsigned n; struct cpu_unknown_msr e[CPU_UNKNOWN_MSRS]; } unknown_msr; /* the first distinct ones */
 };
 
 /* Whoever sets c->attn calls this too: translated code leaves at its next block.  Any thread. */

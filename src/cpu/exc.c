@@ -7,6 +7,7 @@
  * while delivering a double fault is a triple fault: CPU_EXIT_SHUTDOWN. */
 #include "cpu/seg.h"
 #include "cpu/text.h"
+#include "cpu/trace.h"
 
 /* One delivery. */
 struct event {
@@ -417,6 +418,10 @@ int exc_deliver(struct cpu *c)
 			.error = e.error, .ret_rip = c->rip, .rf = pushed_rf(&e),
 		};
 		c->stats.exceptions++;
+		if (e.vector == VEC_PF && !e.soft)
+			cpu_trace(c, TRACE_PAGE_FAULT, e.cr2, e.error, c->rip);
+		else
+			cpu_trace(c, TRACE_EXCEPTION, e.vector, e.has_error ? e.error : 0, c->rip);
 		commit_syndrome(c, &e);
 		int st = deliver(c, &ev);
 		if (likely(st != STEP_FAULT))
@@ -447,6 +452,7 @@ static int deliver_event(struct cpu *c, const struct event *ev)
 int interrupt_deliver(struct cpu *c, u8 vector)
 {
 	const struct event ev = { .vector = vector, .ext = 1, .ret_rip = c->rip };
+	cpu_trace(c, TRACE_INTERRUPT, vector, c->rip, 0);
 	return deliver_event(c, &ev);
 }
 
@@ -455,6 +461,7 @@ int nmi_deliver(struct cpu *c)
 	const struct event ev = { .vector = VEC_NMI, .ext = 1, .ret_rip = c->rip };
 	c->nmi_pending = false;
 	c->nmi_blocked = true;
+	cpu_trace(c, TRACE_INTERRUPT, VEC_NMI, c->rip, 0);
 	return deliver_event(c, &ev);
 }
 
@@ -465,6 +472,7 @@ int exc_soft(struct cpu *c, const struct insn *i, u8 vector, bool icebp)
 	};
 	set_rip(c, i);
 	c->stats.exceptions++;
+	cpu_trace(c, TRACE_EXCEPTION, vector, 0, c->rip);
 	return deliver(c, &ev);
 }
 

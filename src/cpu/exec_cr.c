@@ -2,6 +2,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/msr.h"
 #include "cpu/seg.h"
+#include "cpu/trace.h"
 
 /* ---- control registers ---- */
 
@@ -84,6 +85,7 @@ static int write_cr0(struct cpu *c, const struct insn *i, u64 v)
 	u64 next = insn_next_rip(c, i);
 	c->cr0 = v;
 	c->efer = efer;
+	cpu_trace(c, TRACE_MODE, v, c->cr4, efer);
 	if ((changed & v & CR0_PE) || (changed & old & CR0_PE))
 		c->cpl = 0; /* 0 already, but for a guest that left protected mode at another level by LOADALL-like means */
 	if (changed & (CR0_PG | CR0_PE | CR0_WP))
@@ -105,6 +107,7 @@ static int write_cr3(struct cpu *c, const struct insn *i, u64 v)
 	}
 	c->cr3 = v;
 	c->stats.cr3_loads++;
+	cpu_trace(c, TRACE_CR3, v, insn_rip(c, i), 0);
 	mmu_flush_nonglobal(c);
 	c->rip = insn_next_rip(c, i);
 	return STEP_MODE;
@@ -123,6 +126,7 @@ static int write_cr4(struct cpu *c, const struct insn *i, u64 v)
 		return exc_gp(c, i, 0);
 	u64 next = insn_next_rip(c, i);
 	c->cr4 = v;
+	cpu_trace(c, TRACE_MODE, c->cr0, v, c->efer);
 	if (changed & (CR4_PGE | CR4_PSE | CR4_PAE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE))
 		mmu_flush_all(c);
 	return step_mode(c, next);

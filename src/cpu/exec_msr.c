@@ -3,6 +3,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/msr.h"
 #include "cpu/seg.h"
+#include "cpu/trace.h"
 
 static bool has(const struct cpu *c, u32 leaf, enum cpuid_reg reg, unsigned bit)
 {
@@ -23,9 +24,9 @@ int op_rdmsr(struct cpu *c, const struct insn *i)
 	u64 v = 0;
 	REQUIRE_CPL0(c, i);
 	c->rip = insn_rip(c, i);
-	c->stats.msr_accesses++;
 	if (!msr_read(c, (u32)c->r[RCX], &v))
 		return exc_gp(c, i, 0);
+	cpu_trace(c, TRACE_RDMSR, (u32)c->r[RCX], v, c->rip);
 	c->r[RAX] = (u32)v;
 	c->r[RDX] = v >> 32;
 	if (unlikely(c->exit != CPU_EXIT_NONE))
@@ -39,7 +40,7 @@ int op_wrmsr(struct cpu *c, const struct insn *i)
 	u64 v = (u32)c->r[RAX] | c->r[RDX] << 32;
 	REQUIRE_CPL0(c, i);
 	c->rip = insn_rip(c, i);
-	c->stats.msr_accesses++;
+	cpu_trace(c, TRACE_WRMSR, index, v, c->rip);
 	if (!msr_write(c, index, v))
 		return exc_gp(c, i, 0);
 	if (index == MSR_FS_BASE || index == MSR_GS_BASE || index == MSR_KERNEL_GS_BASE)
@@ -50,6 +51,7 @@ int op_wrmsr(struct cpu *c, const struct insn *i)
 int op_cpuid(struct cpu *c, const struct insn *i)
 {
 	u32 r[4];
+	cpu_trace(c, TRACE_CPUID, (u32)c->r[RAX], (u32)c->r[RCX], insn_rip(c, i));
 	cpuid_get(c, (u32)c->r[RAX], (u32)c->r[RCX], r);
 	c->r[RAX] = r[0];
 	c->r[RBX] = r[1];

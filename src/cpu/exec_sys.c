@@ -2,10 +2,17 @@
  * (SDM vol. 2; where the vendors differ, AMD APM vol. 3). */
 #include "cpu/seg.h"
 #include "cpu/msr.h"
+#include "cpu/trace.h"
 
 static unsigned iopl(const struct cpu *c)
 {
 	return (unsigned)(c->sflags >> FL_IOPL_SHIFT) & 3;
+}
+
+static void count_call(struct cpu *c, const struct insn *i)
+{
+	c->stats.syscalls++;
+	cpu_trace(c, TRACE_SYSCALL, c->r[RAX], insn_rip(c, i), c->r[RDI]);
 }
 
 /* ---- SYSCALL, SYSRET ---- */
@@ -19,7 +26,7 @@ int op_syscall(struct cpu *c, const struct insn *i)
 			return exc_ud(c, i);
 		if (!cpu_long_mode(c)) {
 			/* AMD, legacy mode: target in STAR, RFLAGS not saved. */
-			c->stats.syscalls++;
+			count_call(c, i);
 			c->r[RCX] = (u32)insn_next_rip(c, i);
 			c->sflags &= ~(FL_IF | FL_VM | FL_RF);
 			seg_set_flat_code(c, (u16)((c->star >> 32) & 0xfffc), 0, false);
@@ -30,7 +37,7 @@ int op_syscall(struct cpu *c, const struct insn *i)
 	}
 	u64 target = cpu_code64(c) ? c->lstar : c->cstar;
 	u64 fl = cpu_rflags(c) & ~FL_RF;
-	c->stats.syscalls++;
+	count_call(c, i);
 	c->r[RCX] = insn_next_rip(c, i);
 	c->r[R11] = fl;
 	cpu_set_rflags(c, fl & ~c->sfmask);
@@ -61,6 +68,7 @@ int op_sysret(struct cpu *c, const struct insn *i)
 		cpu_set_rflags(c, c->r[R11] & FL_SYSRET);
 	else
 		c->sflags |= FL_IF;
+	cpu_trace(c, TRACE_SYSRET, target, c->r[RAX], wide);
 	seg_set_flat_code(c, (u16)((wide ? base + 16 : base) | 3), 3, wide);
 	if (c->vendor_intel) {
 		seg_set_flat_stack(c, (u16)((base + 8) | 3), 3);
@@ -83,7 +91,7 @@ int op_sysenter(struct cpu *c, const struct insn *i)
 		return exc_gp(c, i, 0);
 	bool lm = cpu_long_mode(c);
 	u16 sel = (u16)(c->sysenter_cs & 0xfffc);
-	c->stats.syscalls++;
+	count_call(c, i);
 	c->sflags &= ~(FL_VM | FL_IF | FL_RF);
 	seg_set_flat_code(c, sel, 0, lm);
 	seg_set_flat_stack(c, (u16)(sel + 8), 0);
@@ -102,6 +110,7 @@ int op_sysexit(struct cpu *c, const struct insn *i)
 	u64 rip = wide ? c->r[RDX] : (u32)c->r[RDX], rsp = wide ? c->r[RCX] : (u32)c->r[RCX];
 	if (wide && (!gva_canonical(rip) || !gva_canonical(rsp)))
 		return exc_gp(c, i, 0);
+	cpu_trace(c, TRACE_SYSRET, rip, c->r[RAX], wide);
 	u16 sel = (u16)((c->sysenter_cs & 0xfffc) + (wide ? 32 : 16));
 	seg_set_flat_code(c, sel | 3, 3, wide);
 	seg_set_flat_stack(c, (u16)(sel + 8) | 3, 3);

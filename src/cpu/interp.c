@@ -9,6 +9,7 @@
 #include "cpu/fpu.h"
 #include "cpu/insn.h"
 #include "cpu/msr.h"
+#include "cpu/trace.h"
 
 #define POLL_INSNS 4096 /* between looks at the APIC timer in real-time mode */
 
@@ -252,6 +253,10 @@ enum cpu_exit cpu_run(struct cpu *c)
 			until = c->insns + 1;
 		if (until - c->insns > BIT(40))
 			until = c->insns + BIT(40); /* the budget of translated code is signed */
+		if (unlikely(c->trace_mask & BIT(TRACE_BLOCK))) {
+			until = c->insns + 1; /* one by one */
+			cpu_trace(c, TRACE_BLOCK, c->rip, c->r[RSP], c->insns);
+		}
 		c->tr_until = until;
 		__atomic_store_n(&c->trs.poll_mask, BIT(63), __ATOMIC_SEQ_CST);
 		if (c->attn)

@@ -12,6 +12,7 @@
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
 #include "cpu/msr.h"
+#include "cpu/trace.h"
 
 enum reg {
 	REG_ID = 0x02, REG_VERSION = 0x03, REG_TPR = 0x08, REG_APR = 0x09, REG_PPR = 0x0a, REG_EOI = 0x0b,
@@ -321,13 +322,17 @@ static void timer_start(struct cpu *c)
 {
 	struct lapic *l = c->lapic;
 	l->due = l->initial ? cpu_raw_tsc(c) + period(c) : IDLE;
+	cpu_trace(c, TRACE_TIMER, l->initial ? l->due + c->tsc_offset : 0, cpu_tsc(c),
+		  l->initial ? TRACE_TIMER_ARMED : TRACE_TIMER_STOPPED);
 }
 
 /* Makes the interpreter look at the clock again: it polls at c->poll_at. */
 static void timer_changed(struct cpu *c) { c->poll_at = 0; }
 
-static void timer_fire(struct lapic *l)
+static void timer_fire(struct cpu *c, u64 due)
 {
+	struct lapic *l = c->lapic;
+	cpu_trace(c, TRACE_TIMER, due, cpu_tsc(c), TRACE_TIMER_FIRED);
 	if (!(l->lvt[LVT_TIMER] & LVT_MASKED))
 		lapic_post(l, (u8)l->lvt[LVT_TIMER], false);
 }
@@ -337,12 +342,12 @@ static void timer_run(struct cpu *c)
 	struct lapic *l = c->lapic;
 	u64 now = cpu_raw_tsc(c);
 	if (l->deadline && now + c->tsc_offset >= l->deadline) {
+		timer_fire(c, l->deadline);
 		l->deadline = 0;
-		timer_fire(l);
 	}
 	if (l->due == IDLE || now < l->due)
 		return;
-	timer_fire(l);
+	timer_fire(c, l->due + c->tsc_offset);
 	if (timer_mode(l) != TIMER_PERIODIC) {
 		l->due = IDLE;
 		return;
@@ -389,6 +394,7 @@ void lapic_set_tsc_deadline(struct cpu *c, u64 tsc)
 	if (!l || !hw_enabled(l) || timer_mode(l) != TIMER_DEADLINE)
 		return;
 	l->deadline = tsc;
+	cpu_trace(c, TRACE_TIMER, tsc, cpu_tsc(c), tsc ? TRACE_TIMER_ARMED : TRACE_TIMER_STOPPED);
 	timer_changed(c);
 }
 

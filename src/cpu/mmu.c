@@ -7,6 +7,7 @@
  * entry and the page holds no decoded code, so that the fast path of a store
  * needs no other check. */
 #include "cpu/mmu.h"
+#include "cpu/trace.h"
 
 struct level {
 	u8 shift;       /* lowest linear-address bit of the index */
@@ -233,6 +234,7 @@ static void flush(struct cpu *c, bool keep_global)
 		c->tlb_large[1] = false;
 	code_changed(c, true, !keep_global);
 	c->stats.tlb_flushes++;
+	cpu_trace(c, TRACE_TLB_FLUSH, keep_global ? TRACE_FLUSH_SPACE : TRACE_FLUSH_ALL, 0, c->rip);
 }
 
 void mmu_flush_all(struct cpu *c) { flush(c, false); }
@@ -242,6 +244,7 @@ void mmu_flush_nonglobal(struct cpu *c) { flush(c, true); }
 void mmu_flush_page(struct cpu *c, u64 gva)
 {
 	code_changed(c, true, gva >> 63); /* supervisor code in the lower half is never looked up by key */
+	cpu_trace(c, TRACE_TLB_FLUSH, TRACE_FLUSH_PAGE, gva, c->rip);
 	for (unsigned k = 0; k < TLB_EMPTY; k++) {
 		/* A large page may be in any entry: drop them all. */
 		for (unsigned j = 0; c->tlb_large[gva >> 63] && j < FTLB_SIZE; j++)

@@ -5,6 +5,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/msr.h"
 #include "cpu/pvclock.h"
+#include "cpu/trace.h"
 
 struct msr;
 typedef bool (*msr_read_fn)(struct cpu *c, const struct msr *m, u32 index, u64 *value);
@@ -131,6 +132,7 @@ static bool write_efer(struct cpu *c, const struct msr *m, u32 index, u64 value)
 	value = (value & ~EFER_LMA) | (c->efer & EFER_LMA); /* LMA follows paging alone */
 	u64 changed = value ^ c->efer;
 	c->efer = value;
+	cpu_trace(c, TRACE_MODE, c->cr0, c->cr4, value);
 	if (changed & EFER_NXE)
 		mmu_flush_all(c); /* bit 63 of page-table entries changes its meaning */
 	if (changed)
@@ -329,25 +331,42 @@ static const struct msr *find(u32 index)
 	return NULL;
 }
 
-static const struct msr *lookup(struct cpu *c, u32 index)
+/* For whoever wonders why a guest does not find what it looks for: the back end logs these. */
+static void note_unknown(struct cpu *c, u32 index, bool write, u64 value)
+{
+	c->stats.unknown_msr++;
+	unsigned k = 0;
+	while (k < c->unknown_msr.n && c->unknown_msr.e[k].index != index)
+		k++;
+	if (k == CPU_UNKNOWN_MSRS)
+		return;
+	struct cpu_unknown_msr *u = &c->unknown_msr.e[k];
+	if (k == c->unknown_msr.n) {
+		*u = (struct cpu_unknown_msr){ .index = index, .write = write, .value = value, .rip = c->rip };
+		c->unknown_msr.n++;
+	}
+	u->count++;
+}
+
+static const struct msr *lookup(struct cpu *c, u32 index, bool write, u64 value)
 {
 	const struct msr *m = find(index);
 	c->stats.msr_accesses++;
 	if (m && (m->vendor == ANY || (m->vendor == INTEL) == c->vendor_intel))
 		return m;
-	c->stats.unknown_msr++;
+	note_unknown(c, index, write, value);
 	return NULL;
 }
 
 bool msr_read(struct cpu *c, u32 index, u64 *value)
 {
-	const struct msr *m = lookup(c, index);
+	const struct msr *m = lookup(c, index, false, 0);
 	return m && m->read(c, m, index, value);
 }
 
 bool msr_write(struct cpu *c, u32 index, u64 value)
 {
-	const struct msr *m = lookup(c, index);
+	const struct msr *m = lookup(c, index, true, value);
 	return m && !(value & m->reserved) && m->write(c, m, index, value);
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/log.h"
 #include "cpu/native.h"
+#include "cpu/trace.h"
 #include "engine/soft.h"
 
 #define SIGNAL_STACK_SIZE (64 * KiB)
@@ -19,6 +20,7 @@ static void on_fault(int sig, siginfo_t *info, void *ucontext)
 	if (current && native_fault(current->cpu, sig, (int)uc->uc_mcontext.gregs[REG_TRAPNO],
 				    (u64)uc->uc_mcontext.gregs[REG_ERR], uc)) {
 		current->cpu->stats.signals++;
+		cpu_trace(current->cpu, TRACE_SIGNAL, (u64)sig, (u64)uc->uc_mcontext.gregs[REG_RIP], current->cpu->rip);
 		return;
 	}
 	u64 pc = (u64)uc->uc_mcontext.gregs[REG_RIP];

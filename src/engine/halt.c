@@ -28,7 +28,6 @@ static bool wakes(struct cpu *c)
 void soft_halt(struct vcpu *v)
 {
 	struct cpu *c = v->cpu;
-	c->stats.halts++;
 	for (;;) {
 		if (c->attn & CPU_ATTN_RETURN)
 			return;

@@ -10,12 +10,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "core/log.h"
 #include "core/trace.h"
 #include "core/tsc.h"
 #include "cpu/block.h"
 #include "cpu/msr.h"
 #include "cpu/pvclock.h"
 #include "cpu/setup.h"
+#include "cpu/trace.h"
 
 #define BLOCK_ARENA (48 * MiB) /* touched only as far as used */
 #define STUB_ARENA (8 * MiB)
@@ -215,6 +217,8 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	}
 	v->cpu = cpu_init(v->cpu_memory, &cc);
 	v->cpu->owner = v;
+	v->cpu->trace = hv->cfg.trace;
+	v->cpu->trace_mask = hv->cfg.trace ? hv->cfg.trace->mask : 0;
 	if (hv->translate && (r = translate_attach(&v->translator, v->cpu, (u16)hv->cfg.translate_after))) {
 		soft_vcpu_destroy(v);
 		return r;
@@ -240,8 +244,14 @@ static void complete(struct vcpu *v)
 	case COMPLETE_IN:
 		memcpy(&c->io.data, (const u8 *)run + IO_DATA_OFFSET, sizeof c->io.data);
 		c->io.done = true;
+		cpu_trace(c, TRACE_EXIT_IO, c->io.port, c->io.data & MASK(c->io.size * 8), c->io.size);
 		break;
-	case COMPLETE_MMIO: memcpy(&c->mmio.f[c->mmio.n].data, run->mmio.data, 8); break;
+	case COMPLETE_MMIO: {
+		struct mmio_fragment *f = &c->mmio.f[c->mmio.n];
+		memcpy(&f->data, run->mmio.data, 8);
+		cpu_trace(c, TRACE_EXIT_MMIO, f->gpa.v, f->data & MASK(f->len * 8), f->len);
+		break;
+	}
 	}
 	v->complete = COMPLETE_NOTHING;
 }
@@ -257,10 +267,12 @@ static void exit_io(struct vcpu *v)
 	run->io.count = 1;
 	run->io.data_offset = IO_DATA_OFFSET;
 	memset((u8 *)run + IO_DATA_OFFSET, 0, 8);
-	if (c->io.write)
+	if (c->io.write) {
 		memcpy((u8 *)run + IO_DATA_OFFSET, &c->io.data, 4);
-	else
-		v->complete = COMPLETE_IN;
+		cpu_trace(c, TRACE_EXIT_IO, c->io.port, c->io.data & MASK(c->io.size * 8), c->io.size | BIT(8));
+	} else {
+		v->complete = COMPLETE_IN; /* traced with the answer */
+	}
 }
 
 static void exit_mmio(struct vcpu *v)
@@ -272,8 +284,10 @@ static void exit_mmio(struct vcpu *v)
 	run->mmio.len = f->len;
 	run->mmio.is_write = f->write;
 	memset(run->mmio.data, 0, 8);
-	if (f->write)
+	if (f->write) {
 		memcpy(run->mmio.data, &f->data, 8);
+		cpu_trace(v->cpu, TRACE_EXIT_MMIO, f->gpa.v, f->data & MASK(f->len * 8), f->len | BIT(8));
+	}
 	v->complete = f->write ? COMPLETE_NOTHING : COMPLETE_MMIO;
 }
 
@@ -282,7 +296,7 @@ static void deliver_ipi(struct vcpu *from)
 	const u64 icr = from->cpu->ipi_icr;
 	const unsigned shorthand = (icr >> 18) & 3;
 	const u8 mode = (icr >> 8) & 7;
-	trace_emit(from->hv->cfg.trace, TRACE_IPI, from->id, icr, 0, 0);
+	cpu_trace(from->cpu, TRACE_IPI, icr, 0, 0);
 	for (unsigned k = 0; k < from->hv->n_vcpus; k++) {
 		struct vcpu *v = from->hv->vcpu[k];
 		if (v == from || (shorthand == 0 && !lapic_matches(v->cpu->lapic, (u32)(icr >> 32), icr & BIT(11))))
@@ -297,6 +311,7 @@ static void deliver_ipi(struct vcpu *from)
 static int finish(struct vcpu *v, u32 reason)
 {
 	v->run->exit_reason = reason;
+	cpu_trace(v->cpu, TRACE_EXIT_OTHER, reason, v->cpu->rip, 0);
 	return 0;
 }
 
@@ -323,9 +338,10 @@ static int run_once(struct vcpu *v)
 	case CPU_EXIT_IO: exit_io(v); return 0;
 	case CPU_EXIT_MMIO: exit_mmio(v); return 0;
 	case CPU_EXIT_HLT: {
-		u64 rip = c->rip;
-		trace_emit(v->hv->cfg.trace, TRACE_HALT, v->id, rip, lapic_deadline(c), 0);
+		const u64 before = cpu_raw_tsc(c);
+		cpu_trace(c, TRACE_HALT, c->rip, lapic_deadline(c), 0);
 		soft_halt(v);
+		cpu_trace(c, TRACE_WAKE, c->rip, (u64)((u128)(cpu_raw_tsc(c) - before) * 1000000 / c->tsc_khz), 0);
 		return 1;
 	}
 	case CPU_EXIT_IPI: deliver_ipi(v); return 1;
@@ -344,6 +360,21 @@ static int run_once(struct vcpu *v)
 	return finish(v, KVM_EXIT_INTERNAL_ERROR);
 }
 
+/* "It works on hardware" often starts with one of these: each is said once. */
+static void log_unknown_msrs(struct vcpu *v)
+{
+	for (; v->msrs_logged < v->cpu->unknown_msr.n; v->msrs_logged++) {
+		const struct cpu_unknown_msr *u = &v->cpu->unknown_msr.e[v->msrs_logged];
+		const char *name = msr_name(u->index);
+		if (u->write)
+			log_info("WRMSR %#x%s%s of %#llx at %#llx: no such MSR here, #GP", u->index, name ? " " : "", name ? name : "",
+				 (unsigned long long)u->value, (unsigned long long)u->rip);
+		else
+			log_info("RDMSR %#x%s%s at %#llx: no such MSR here, #GP", u->index, name ? " " : "", name ? name : "",
+				 (unsigned long long)u->rip);
+	}
+}
+
 static int soft_vcpu_run(struct vcpu *v)
 {
 	if (unlikely(!v->thread_ready)) {
@@ -353,11 +384,14 @@ static int soft_vcpu_run(struct vcpu *v)
 		if (v->hv->translate)
 			translate_thread(v->cpu);
 		v->thread_ready = true;
+		cpu_trace(v->cpu, TRACE_START, cpu_raw_tsc(v->cpu), v->hv->cfg.tsc_khz, 0);
 	}
 	complete(v);
 	pthread_mutex_lock(&v->running);
 	int r;
 	while ((r = run_once(v)) > 0) {
+		if (unlikely(v->msrs_logged != v->cpu->unknown_msr.n))
+			log_unknown_msrs(v);
 		if (unlikely(__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))) {
 			pthread_mutex_unlock(&v->running);
 			while (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
@@ -366,6 +400,8 @@ static int soft_vcpu_run(struct vcpu *v)
 		}
 	}
 	pthread_mutex_unlock(&v->running);
+	if (unlikely(v->msrs_logged != v->cpu->unknown_msr.n))
+		log_unknown_msrs(v);
 	return r;
 }
 
@@ -394,6 +430,18 @@ static unsigned soft_last_rips(struct vcpu *v, u64 *rip, unsigned max)
 	unsigned n = 0;
 	for (; n < max && n < CPU_RIP_RING && n < c->rips.head; n++)
 		rip[n] = c->rips.ring[(c->rips.head - 1 - n) % CPU_RIP_RING];
+	return n;
+}
+
+static unsigned soft_unknown_msrs(struct vcpu *v, struct hv_unknown_msr *out, unsigned max)
+{
+	const struct cpu *c = v->cpu;
+	unsigned n = 0;
+	for (; n < max && n < c->unknown_msr.n; n++) {
+		const struct cpu_unknown_msr *u = &c->unknown_msr.e[n];
+		out[n] = (struct hv_unknown_msr){ .index = u->index, .write = u->write, .value = u->value, .rip = u->rip,
+						  .count = u->count, .name = msr_name(u->index) };
+	}
 	return n;
 }
 
@@ -432,6 +480,7 @@ static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
 	.read_virt = soft_read_virt,                                                                                   \
 	.last_error = soft_last_error,                                                                                 \
 	.last_rips = soft_last_rips,                                                                                   \
+	.unknown_msrs = soft_unknown_msrs,                                                                             \
 	.stats = soft_stats,
 
 const struct hv_ops hv_interpreter = { .name = "interpret", .create = soft_create, SOFT_OPS };

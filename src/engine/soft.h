@@ -34,6 +34,7 @@ struct vcpu {
 	bool sleeping;       /* in soft_halt: posters must wake the futex */
 	pthread_mutex_t running; /* held while guest code may run; soft_invalidate takes it */
 	u32 waiters;         /* threads that want `running` */
+	unsigned msrs_logged; /* how many of cpu->unknown_msr the log has named */
 	void *signal_stack;
 	bool thread_ready;
 	struct translator translator;

@@ -129,7 +129,6 @@ static void device_irq(void *ctx, unsigned gsi, bool asserted)
 static void ioapic_send(void *ctx, const struct kvm_msi *msi)
 {
 	struct machine *m = ctx;
-	trace_emit(m->cfg.hv_cfg.trace, TRACE_MSI, trace_ring, msi->address_lo, msi->data, 0);
 	m->ops->signal_msi(m->hv, msi);
 }
 
@@ -159,6 +158,9 @@ static void handle_io(struct machine *m, struct kvm_run *run)
 	bool out = run->io.direction == KVM_EXIT_IO_OUT;
 	for (u32 i = 0; i < run->io.count && !atomic_load_explicit(&m->ending, memory_order_relaxed); i++) {
 		bus_access(&m->pio, run->io.port, run->io.size, out, data);
+		for (unsigned k = 0; k < ARRAY_SIZE(com); k++)
+			if ((run->io.port & ~7) == com[k].port)
+				trace_emit(m->cfg.hv_cfg.trace, TRACE_UART, trace_ring, run->io.port, data[0], out);
 		data += run->io.size;
 	}
 }
@@ -221,6 +223,10 @@ static void *vcpu_main(void *arg)
 		}
 		run = handle_exit(m, c);
 	}
+	struct kvm_regs regs = { 0 };
+	if (m->ops->get_regs)
+		m->ops->get_regs(c->vcpu, &regs);
+	trace_emit(m->cfg.hv_cfg.trace, TRACE_STOP, trace_ring, m->ops->vcpu_shared(c->vcpu)->exit_reason, regs.rip, 0);
 	return NULL;
 }
 

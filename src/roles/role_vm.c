@@ -179,6 +179,13 @@ static void role_vm_send_stats(struct role_vm *vm)
 	role_vm_add_stat(&st, "agent_bytes_in", ms.uart_rx[1]);
 	role_vm_add_stat(&st, "uart_stalls", ms.uart_tx_stalls);
 	role_vm_add_stat(&st, "irqs", ms.irqs);
+	struct hv_unknown_msr msr[HV_UNKNOWN_MSRS];
+	unsigned n_msr = vm->hv->unknown_msrs ? vm->hv->unknown_msrs(machine_vcpu(vm->machine, 0), msr, HV_UNKNOWN_MSRS) : 0;
+	for (unsigned i = 0; i < n_msr; i++) {
+		char name[32];
+		snprintf(name, sizeof name, "unknown-msr-%#x", msr[i].index);
+		role_vm_add_stat(&st, name, msr[i].count);
+	}
 	(void)msg_send(ROLE_FD_CONTROL, PROTO_VM_STATS, &st, sizeof st, NULL, 0);
 }
 

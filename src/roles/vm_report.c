@@ -162,6 +162,13 @@ static void vm_report_vcpu(struct report *r, const struct hv_ops *hv, struct vcp
 	vm_report_registers(&c);
 	vm_report_code(&c);
 	vm_report_backtrace(&c);
+	struct hv_unknown_msr msr[HV_UNKNOWN_MSRS];
+	unsigned n_msr = hv->unknown_msrs ? hv->unknown_msrs(v, msr, HV_UNKNOWN_MSRS) : 0;
+	report_section(r, "MSRs the guest touched that do not exist (first access)");
+	for (unsigned i = 0; i < n_msr; i++)
+		report_printf(r, "%#x %s %s at %016" PRIx64 " value %#" PRIx64 ", %" PRIu64 " times\n", msr[i].index,
+			      msr[i].name ? msr[i].name : "(no name)", msr[i].write ? "written" : "read", msr[i].rip, msr[i].value,
+			      msr[i].count);
 	u64 stats[HV_STAT_COUNT] = { 0 };
 	hv->stats(v, stats);
 	report_section(r, "counters");

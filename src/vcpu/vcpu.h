@@ -70,6 +70,15 @@ enum hv_stat {
 };
 extern const char *const hv_stat_names[HV_STAT_COUNT];
 
+#define HV_UNKNOWN_MSRS 16
+struct hv_unknown_msr {
+	u32 index;
+	bool write;       /* first access */
+	u64 value, rip;   /* of the first access */
+	u64 count;
+	const char *name; /* may be NULL */
+};
+
 /* A back end. */
 struct hv_ops {
 	const char *name; /* as in --engine */
@@ -123,6 +132,8 @@ struct hv_ops {
 	/* Last executed guest RIPs, newest first; returns how many were stored. */
 	unsigned (*last_rips)(struct vcpu *v, u64 *rip, unsigned max);
 
+	/* MSRs the guest touched that do not exist, in the order of their first use; how many were stored.  May be NULL. */
+	unsigned (*unknown_msrs)(struct vcpu *v, struct hv_unknown_msr *out, unsigned max);
 	void (*stats)(struct vcpu *v, u64 out[HV_STAT_COUNT]);
 };
 

@@ -184,6 +184,32 @@ def test_stats_and_verbose():
     rc, out, err = run("-v", "--", "echo", "hi")
     assert rc == 0 and out == b"hi\n" and b"Linux version" in err, err
 
+def test_trace():
+    """The trace of a whole boot and its counters tell the same story."""
+    with tempfile.TemporaryDirectory() as d:
+        file = f"{d}/t"
+        rc, out, err = run("--stats", "--trace", "life,exc,interrupt,timer,mode,msr,call,halt,wake", "--trace-file", file,
+                           "--", "sh", "-c", "sleep 0.1; true")
+        assert rc == 0, err
+        stats = {k.decode(): int(v) for k, v in re.findall(rb"^stats: (\S+) +(\d+)$", err, re.M)}
+        rc, text, err = umbra("trace", file)
+        assert rc == 0 and not err, err
+    lines = text.decode().splitlines()
+    assert re.match(r"# .* 0 older events were overwritten", lines[0]), lines[0]
+    events = [l.split(None, 3) for l in lines[1:]]
+    count = {}
+    for time_us, vcpu, name, rest in events:
+        count[name] = count.get(name, 0) + 1
+        assert re.fullmatch(r"([a-z0-9|<]+ )+[0-9a-f]+( ([a-z0-9|<]+ )+[0-9a-f]+)*", rest), (name, rest)
+    assert events[0][2] == "start" and events[-1][2] == "stop", (events[0], events[-1])
+    assert [float(e[0]) for e in events] == sorted(float(e[0]) for e in events)
+    assert count["page-fault"] + count["exception"] == stats["exceptions"], (count, stats)
+    assert abs(count["page-fault"] - stats["page-faults"]) <= 2, (count, stats)  # one may become a double fault
+    assert count["interrupt"] == stats["interrupts"] and count["syscall"] == stats["system-calls"], (count, stats)
+    assert count["halt"] == stats["halts"] == count["wake"] and count["halt"] > 0, (count, stats)
+    assert count["rdmsr"] + count["wrmsr"] <= stats["msr-accesses"] <= count["rdmsr"] + count["wrmsr"] + 5, (count, stats)
+    assert all(count[k] for k in ("timer", "mode", "cpuid", "sysret")), count
+
 def test_nothing_left():
     before = processes()
     run("--", "true")

@@ -386,7 +386,7 @@ static void test_trace(void)
 	u64 mask;
 	struct err e;
 	CHECK_EQ(trace_parse_list("all", &mask, &e), 0);
-	CHECK_EQ(mask, MASK(TRACE_EVENT_COUNT));
+	CHECK_EQ(mask, MASK(TRACE_EVENT_COUNT) & ~BIT(TRACE_BLOCK));
 	CHECK_EQ(trace_parse_list("irq,page-fault", &mask, &e), 0);
 	CHECK(mask & BIT(TRACE_INTERRUPT) && mask & BIT(TRACE_PAGE_FAULT) && !(mask & BIT(TRACE_CR3)));
 	CHECK_EQ(trace_parse_list("irq,,x", &mask, &e), -EINVAL);

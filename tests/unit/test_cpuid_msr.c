@@ -222,6 +222,8 @@ static void test_msr_rules(void)
 	CHECK(!msr_read(c, 0x12345678, &v));
 	CHECK(!msr_write(c, 0x12345678, 0));
 	CHECK_EQ(c->stats.unknown_msr, 2);
+	CHECK_EQ(c->unknown_msr.n, 1); /* one line for the log, however often */
+	CHECK_EQ(c->unknown_msr.e[0].count, 2);
 	CHECK(!msr_read(c, 0xc1, &v)); /* no PMU */
 	CHECK(!msr_read(c, 0x186, &v));
 	CHECK(!msr_read(c, 0x38f, &v));
