@@ -103,3 +103,19 @@ bool kernels_default(struct kernel_found *out)
 	free(k);
 	return i < n;
 }
+
+bool kernel_is_bare(int fd)
+{
+	static const char banner[] = "Linux version "; /* every vmlinux has it in its read-only data */
+	enum { PIECE = 1 << 20, OVERLAP = sizeof banner - 2 };
+	char magic[4];
+	if (pread(fd, magic, sizeof magic, 0) != sizeof magic || memcmp(magic, "\177ELF", sizeof magic))
+		return false;
+	char *buf = malloc(PIECE);
+	bool found = !buf;
+	ssize_t n;
+	for (off_t at = 0; !found && (n = pread(fd, buf, PIECE, at)) > OVERLAP; at += n - OVERLAP)
+		found = memmem(buf, (size_t)n, banner, sizeof banner - 1) != NULL;
+	free(buf);
+	return !found;
+}

@@ -25,4 +25,7 @@ unsigned kernels_list(struct kernel_found **list);
 /* The kernel a run takes by default.  False: there is none. */
 bool kernels_default(struct kernel_found *out);
 
+/* Is this an ELF without Linux in it (a test program, another kernel: multiboot or PVH)?  It runs no command. */
+bool kernel_is_bare(int fd);
+
 #endif

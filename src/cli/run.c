@@ -497,7 +497,7 @@ static int open_trace(const struct run_options *o, char path[512])
 	return fd;
 }
 
-static int run(const struct run_options *o)
+static int run(struct run_options *o)
 {
 	struct kernel_found found;
 	const char *kernel = o->kernel;
@@ -509,6 +509,13 @@ static int run(const struct run_options *o)
 	int kernel_fd = open_file("kernel", kernel, " (see umbra kernel list)");
 	if (kernel_fd < 0)
 		return CLI_FAIL;
+
+	const bool bare = kernel_is_bare(kernel_fd);
+	if (bare && o->argc)
+		return cli_error("run: kernel %s is not Linux: it cannot run a command (its console is shown without one)", kernel);
+	if (bare && (o->root || o->modules))
+		return cli_error("run: kernel %s is not Linux: --root and --modules mean nothing to it", kernel);
+	o->console |= bare;
 
 	bool tty = o->tty >= 0 ? o->tty : isatty(0) && isatty(1);
 	/* What stdin brings, and when, would make two runs differ. */
@@ -526,7 +533,7 @@ static int run(const struct run_options *o)
 		return CLI_FAIL;
 	if (o->deterministic && !o->console)
 		flags |= SESSION_NO_RUN;
-	int r = make_initramfs(o, flags & SESSION_NO_RUN ? &command : NULL, kernel_fd, &initrd_fd, &init);
+	int r = bare && !o->initrd ? 0 : make_initramfs(o, flags & SESSION_NO_RUN ? &command : NULL, kernel_fd, &initrd_fd, &init);
 	if (r)
 		return r;
 	int session_fd = session_config(flags, &command);
@@ -535,7 +542,8 @@ static int run(const struct run_options *o)
 		return CLI_FAIL;
 
 	char cmdline[2048 + 2048];
-	int n = snprintf(cmdline, sizeof cmdline, "%s%s%s%s%s%s", base_cmdline, o->console || o->verbose ? "" : " quiet",
+	int n = bare ? snprintf(cmdline, sizeof cmdline, "%s", o->append + (o->append[0] == ' ')) :
+		snprintf(cmdline, sizeof cmdline, "%s%s%s%s%s%s", base_cmdline, o->console || o->verbose ? "" : " quiet",
 			 o->console && init ? " umbra.console" : "", init ? " rdinit=" : "", init ? init : "", o->append);
 	if (n < 0 || n >= (int)sizeof cmdline)
 		return cli_error("run: the kernel parameters are too long");

@@ -139,6 +139,13 @@ def test_own_initrd():
 def test_panic():
     rc, out, err = run("--append", "rdinit=/nosuch init=/nosuch", "--", "true")
     assert rc == 125 and out == b"" and err.count(b"\n") == 1 and b"panic" in err, (rc, out, err)
+    rc, out, err = run("--", "sh", "-c", "echo before; sync; sleep 0.2; echo c >/proc/sysrq-trigger; sleep 9")
+    m = re.fullmatch(rb"umbra: the guest kernel panicked: sysrq triggered crash \(report: (.*)\)\n", err)
+    assert rc == 125 and out == b"before\n" and m, (rc, out, err)
+    report = pathlib.Path(m.group(1).decode())
+    text = report.read_text(errors="replace")
+    assert "end of the console's output" in text and "Call Trace:" in text and "rip " in text, text
+    report.unlink()
 
 def test_memory_sizes():
     for size, low, high in (("128M", 60, 128), ("1G", 850, 1024), ("8G", 7000, 8192)):

@@ -108,6 +108,9 @@ def test_kernel_files():
     bad("--kernel", UMBRA)  # an ELF, but no kernel
     bad("--kernel", write("short-elf", b"\x7fELF\x02\x01\x01"))
     bad("--kernel", write("tiny", b"x"))
+    bare = BUILD / "tests/guest/poweroff.elf"
+    bad("--kernel", str(bare), "--", "true", says="not Linux")
+    bad("--kernel", str(bare), "--root", "/etc", says="not Linux")
     aarch64 = b"MZ" + bytes(54) + b"ARM\x64" + bytes(4096)
     bad("--kernel", write("arm64", aarch64))
     elf32be = b"\x7fELF\x01\x02\x01" + bytes(9) + struct.pack(">HHIIIIIHHHHHH", 2, 8, 1, 0, 52, 0, 0, 52, 32, 1, 0, 0, 0)

@@ -27,7 +27,7 @@ def command(vmm, umbra, elf, engine):
     if vmm == "engine":
         return [os.path.join(os.path.dirname(elf), "bare_vm"), elf]
     how = ["--engine", engine] + (["--translate-after", "1"] if engine == "translate" else [])
-    return [umbra, "run", "--console", "--memory", "256M", *how, "--kernel", elf]
+    return [umbra, "run", "--memory", "256M", *how, "--kernel", elf]
 
 
 def main():
