@@ -2,8 +2,10 @@
 """Checks the architecture's rules that a compiler does not.
 
  layers: dependencies between the folders of src/ point one way (doc/design.md).
- cpu:    objects of src/cpu use no vector register, no TLS, and call nothing outside but what is allowed: the guest's
-         vector state is live in the host's registers while they run.
+ cpu:    objects of src/cpu and src/engine/rt use no vector register, no TLS, and call nothing outside but what is
+         allowed: the guest's vector state is live in the host's registers while they run.
+
+usage: check_layers.py SRC LIBCPU LIBENGINE_RT
 """
 import os, re, subprocess, sys
 
@@ -23,6 +25,8 @@ MACHINE_CPU_HEADERS = {'cpu/msr.h', 'cpu/x86.h'}
 
 # Called with the FPU saved, or harmless: the decoder library, the assertion.
 CPU_EXTERNAL = re.compile(r'^(Zydis|assert_failed$|_GLOBAL_OFFSET_TABLE_$)')
+# Called by src/engine/rt: src/cpu, and the translator once the FPU is saved.
+RT_EXTERNAL = re.compile(r'^(translate_block|fpu_save_slow|fpu_load_slow|block_find|_GLOBAL_OFFSET_TABLE_)$')
 # Files that move vector state on purpose.
 CPU_VECTOR_FILES = {'fpu.c', 'native.c', 'native_exec.c', 'native_gather.c', 'fpu_exec.c', 'native_fault.c', 'native_encode.c'}
 
@@ -49,7 +53,7 @@ def check_layers(src):
     return bad
 
 
-def check_cpu(archive):
+def check_cpu(archive, external, what):
     bad = []
     defined, undefined = set(), set()
     for line in subprocess.run(['nm', archive], capture_output=True, text=True, check=True).stdout.splitlines():
@@ -57,8 +61,8 @@ def check_cpu(archive):
         if m:
             (undefined if m.group(1) == 'U' else defined).add(m.group(2))
     for s in sorted(undefined - defined):
-        if not CPU_EXTERNAL.match(s):
-            bad.append(f'{archive}: src/cpu calls {s}')
+        if not external.match(s):
+            bad.append(f'{archive}: {what} calls {s}')
     member = ''
     text = subprocess.run(['objdump', '-d', '--no-show-raw-insn', archive], capture_output=True, text=True, check=True).stdout
     for line in text.splitlines():
@@ -72,8 +76,8 @@ def check_cpu(archive):
 
 
 def main():
-    src, archive = sys.argv[1], sys.argv[2]
-    bad = check_layers(src) + check_cpu(archive)
+    src, cpu, rt = sys.argv[1:4]
+    bad = check_layers(src) + check_cpu(cpu, CPU_EXTERNAL, 'src/cpu') + check_cpu(rt, RT_EXTERNAL, 'src/engine/rt')
     print('\n'.join(bad))
     sys.exit(1 if bad else 0)
 

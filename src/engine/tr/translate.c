@@ -8,120 +8,12 @@
 #include <unistd.h>
 
 #include "cpu/exec.h"
-#include "cpu/fpu.h"
+#include "engine/rt/rt.h"
 #include "engine/tr/emit.h"
-
-/* ---- what emitted code calls C for ---- */
-
-enum site_kind { SITE_INSN, SITE_LINK };
-
-/* Results of the C side to the common routines: negative resumes translated code. */
-#define TR_RESUME (-1)
-
-struct tr_site {
-	struct insn insn[2]; /* the instruction, then op_resume */
-	struct block *block;
-	u8 kind;             /* enum site_kind */
-	u8 t[2];             /* scratch registers whose guest values are in tr.slot[0..1] */
-	bool rcx_in_slot;    /* guest RCX is in tr.slot[2] */
-	bool scratch_live;   /* slots hold guest values (a miss in mid-instruction), else the registers do */
-	u64 resume;          /* executable address behind the instruction */
-	u8 *patch;           /* LINK: rel32 of the jump, writable view */
-	u8 taken;
-};
-
-static H(op_resume) { return 100; }
-enum { STEP_RESUME = 100 };
 
 static size_t r_off(unsigned reg) { return offsetof(struct cpu, r) + 8 * reg; }
 #define TR(field) (offsetof(struct cpu, trs) + offsetof(struct tr_state, field))
 #define SLOT(n) (TR(slot) + 8 * (n))
-
-static struct translator *translator_of(struct cpu *c);
-
-/* Which vector instructions translations may execute themselves (SDM vol. 2, exception classes): the FPU state is live and
- * nothing is disabled. */
-static void vector_state(struct cpu *c)
-{
-	const bool on = c->fpu_live && !(c->cr0 & (CR0_TS | CR0_EM)) && (c->cr4 & CR4_OSFXSR) && (c->cr4 & CR4_OSXMMEXCPT);
-	const bool avx = on && (c->cr4 & CR4_OSXSAVE) && (c->xcr0 & XCR0_SSE_AVX) == XCR0_SSE_AVX;
-	c->trs.vector_off[0] = !on;
-	c->trs.vector_off[1] = !avx;
-	c->trs.vector_off[2] = !(avx && (c->xcr0 & XCR0_AVX512) == XCR0_AVX512);
-}
-
-/* The instruction of c->trs.site through its interpreter handler. */
-static s64 tr_call(struct cpu *c)
-{
-	struct tr_site *s = (struct tr_site *)c->trs.site;
-	struct block *b = s->block;
-	if (s->scratch_live) {
-		c->r[s->t[0]] = c->trs.slot[0];
-		c->r[s->t[1]] = c->trs.slot[1];
-	}
-	if (s->rcx_in_slot)
-		c->r[RCX] = c->trs.slot[2];
-	const u64 done = c->tr_until - (u64)c->trs.budget; /* the block's instructions are counted already */
-	c->insns = done - b->n;
-	const bool live = c->fpu_live;
-	int step = s->insn[0].fn(c, &s->insn[0]);
-	if (likely(step == STEP_RESUME)) {
-		if (live)
-			fpu_load(c); /* vector instructions that follow rely on it */
-		vector_state(c);
-		c->trs.target = s->resume;
-		return TR_RESUME;
-	}
-	if (c->patched) {
-		c->patched->fn = c->patched_fn;
-		c->patched = NULL;
-	}
-	const unsigned idx = s->insn[0].idx;
-	const bool incomplete = (step == STEP_FAULT || step == STEP_EXIT || step == STEP_EARLY) && c->rip == insn_rip(c, &s->insn[0]);
-	c->insns += incomplete ? idx : idx + 1u;
-	if (step == STEP_TAKEN || step == STEP_FALL)
-		step = STEP_NEXT;
-	return step;
-}
-
-/* Left at a block's entry: its instructions must not count. */
-static s64 tr_early(struct cpu *c)
-{
-	const struct tr_site *s = (const struct tr_site *)c->trs.site;
-	c->insns = c->tr_until - (u64)c->trs.budget - s->block->n;
-	c->rip = c->r[R_RIP];
-	return STEP_EARLY;
-}
-
-/* A direct exit that is not linked yet. */
-static s64 tr_link(struct cpu *c)
-{
-	struct tr_site *s = (struct tr_site *)c->trs.site;
-	c->insns = c->tr_until - (u64)c->trs.budget;
-	c->rip = c->r[R_RIP];
-	if (c->insns >= c->tr_until || c->attn)
-		return STEP_NEXT;
-	const u64 flushes = c->stats.decode_flushes;
-	int step = STEP_NEXT;
-	struct block *from = s->block, *to = block_find(c, &step);
-	if (!to || flushes != c->stats.decode_flushes)
-		return STEP_NEXT; /* the loop finds it, or its fault, again */
-	if (!to->code || to->dead || from->dead || to->mode != from->mode || ((to->gpa ^ from->gpa) & PAGE_MASK))
-		return STEP_NEXT;
-	struct translator *t = translator_of(c);
-	emit_patch(s->patch, t->rw + ((u8 *)to->code - t->rx));
-	t->stat_links++;
-	c->trs.target = (u64)to->code;
-	return TR_RESUME;
-}
-
-/* The dispatcher found nothing. */
-static s64 tr_miss(struct cpu *c)
-{
-	c->insns = c->tr_until - (u64)c->trs.budget;
-	c->rip = c->r[R_RIP];
-	return STEP_NEXT;
-}
 
 /* ---- common routines ---- */
 
@@ -174,13 +66,13 @@ static u8 *emit_common(struct translator *t, struct emit *e, struct cpu *c)
 	emit_patch(emit_jmp(e), reload);
 
 	t->call_site = e->p;
-	emit_call_c(t, e, tr_call, leave, reload);
+	emit_call_c(t, e, rt_call, leave, reload);
 	t->leave_early = e->p;
-	emit_call_c(t, e, tr_early, leave, reload);
+	emit_call_c(t, e, rt_early, leave, reload);
 	t->link = e->p;
-	emit_call_c(t, e, tr_link, leave, reload);
+	emit_call_c(t, e, rt_link, leave, reload);
 	u8 *miss = e->p;
-	emit_call_c(t, e, tr_miss, leave, reload);
+	emit_call_c(t, e, rt_miss, leave, reload);
 
 	/* dispatch: all guest registers and flags live, R_RIP holds the target */
 	t->dispatch = e->p;
@@ -564,7 +456,7 @@ static struct tr_site *insn_site(struct gen *g, const struct insn *i, bool mid)
 {
 	struct tr_site *s = new_site(g, SITE_INSN);
 	s->insn[0] = *i;
-	s->insn[1] = (struct insn){ .fn = op_resume, .off = (u16)(i->off + i->len), .idx = (u8)(i->idx + 1), .base = R_ZERO, .index = R_ZERO };
+	s->insn[1] = (struct insn){ .fn = rt_op_resume, .off = (u16)(i->off + i->len), .idx = (u8)(i->idx + 1), .base = R_ZERO, .index = R_ZERO };
 	s->scratch_live = mid || !g->local;
 	s->rcx_in_slot = mid || !g->rcx_used;
 	return s;
@@ -996,14 +888,11 @@ struct tr_work {
 	struct gen gen;
 };
 
-static void tr_hot(struct cpu *c, struct block *b)
+void translate_block(struct cpu *c, struct block *b)
 {
-	struct translator *t = translator_of(c);
+	struct translator *t = c->translator;
 	struct scan *const s = &t->work->scan;
 	struct gen *const g = &t->work->gen;
-	if ((b->mode & (MODE_CODE_MASK | MODE_REAL)) != MODE_CODE64)
-		return;
-	fpu_save(c); /* the decoder is an ordinary library */
 	if (!scan_block(c, b, &t->work->decoder, s))
 		return;
 	memset(g, 0, offsetof(struct gen, cold));
@@ -1054,40 +943,10 @@ static void tr_hot(struct cpu *c, struct block *b)
 	b->code = (void *)to_rx(t, start);
 }
 
-static int tr_enter(struct cpu *c, const struct block *b)
-{
-	c->trs.budget = (s64)(c->tr_until - c->insns);
-	c->trs.target = (u64)b->code;
-	vector_state(c);
-	int (*enter)(void) = (int (*)(void))(void *)translator_of(c)->enter;
-	return enter();
-}
-
-static void tr_flush(struct cpu *c)
-{
-	struct translator *t = translator_of(c);
-	t->used = t->base;
-	t->sites_used = 64;
-	t->n_faults = 0;
-	c->tr_full = false;
-}
-
-/* Whoever jumps to the dead translation is sent on to the dispatcher, which knows R_RIP. */
-static void tr_kill(struct cpu *c, struct block *b)
-{
-	struct translator *t = translator_of(c);
-	u8 *p = t->rw + ((u8 *)b->code - t->rx);
-	u8 jump[5] = { 0xe9 };
-	s32 rel = (s32)(t->dispatch - ((u8 *)b->code + 5));
-	memcpy(jump + 1, &rel, 4);
-	memcpy(p, jump, sizeof jump);
-	b->code = NULL;
-}
-
 /* A host signal at host address pc: the guest's instruction there is to be executed by its handler instead. */
 bool translate_fault(struct cpu *c, u64 *pc)
 {
-	struct translator *t = translator_of(c);
+	struct translator *t = c->translator;
 	if (!t || *pc - (u64)t->rx >= t->used)
 		return false;
 	const u32 at = (u32)(*pc - (u64)t->rx);
@@ -1107,8 +966,6 @@ bool translate_fault(struct cpu *c, u64 *pc)
 }
 
 /* ---- set-up ---- */
-
-static struct translator *translator_of(struct cpu *c) { return c->translator; }
 
 static bool host_can(void)
 {
@@ -1157,10 +1014,10 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 	c->trs.high_mask = ~MASK(48);
 	c->trs.canonical_bias = BIT(47);
 	c->trs.poll_mask = BIT(63);
-	c->tr_hot = tr_hot;
-	c->tr_enter = tr_enter;
-	c->tr_flush = tr_flush;
-	c->tr_kill = tr_kill;
+	c->tr_hot = rt_hot;
+	c->tr_enter = rt_enter;
+	c->tr_flush = rt_flush;
+	c->tr_kill = rt_kill;
 	c->tr_on = true;
 	c->tr_after = after ? after : BLOCK_HOT;
 	return 0;
