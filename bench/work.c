@@ -8,6 +8,7 @@
  * As PID 1 it mounts what it needs, prints INIT before anything else, and powers off at the end.
  *
  *   work [ROW...]
+ *   work --tsc-khz     the frequency of this processor's time-stamp counter
  *
  * Environment; for PID 1 these are words of the kernel's command line:
  *   WORK_ROWS=a,b,c   only these
@@ -29,6 +30,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #define PASSES 3
 #define MEMORY_ELEMENTS (1u << 19) /* 2 MiB: beyond the first-level caches, within the reach of every guest */
@@ -357,6 +359,14 @@ static void measure(const struct row *r, uint64_t min_ns)
 	printf("ROW %s %.3f %s\n", r->name, r->ns_per_unit ? v / r->ns_per_unit : 1e3 / v, r->unit);
 }
 
+static unsigned tsc_khz(void)
+{
+	uint64_t t = now_ns(), ticks = __rdtsc();
+	usleep(200000);
+	ticks = __rdtsc() - ticks;
+	return (unsigned)(ticks * 1000000u / (now_ns() - t));
+}
+
 static bool wanted(const char *name, const char *list)
 {
 	size_t len = strlen(name);
@@ -387,6 +397,10 @@ int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "--nothing"))
 		return 0;
+	if (argc == 2 && !strcmp(argv[1], "--tsc-khz")) {
+		printf("%u\n", tsc_khz());
+		return 0;
+	}
 	const bool init = getpid() == 1;
 	if (init) {
 		be_init();
