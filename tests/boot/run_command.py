@@ -217,6 +217,24 @@ def test_trace():
     assert count["rdmsr"] + count["wrmsr"] <= stats["msr-accesses"] <= count["rdmsr"] + count["wrmsr"] + 5, (count, stats)
     assert all(count[k] for k in ("timer", "mode", "cpuid", "sysret")), count
 
+def test_idle():
+    """An idle VM sleeps: less than 1 % of a core, all processes and threads together."""
+    need_kernel()
+    p = subprocess.Popen([UMBRA, "run", "--", "sh", "-c", "echo ready; sleep 9"], stdout=subprocess.PIPE)
+    assert p.stdout.readline() == b"ready\n"
+    time.sleep(2)
+    def cpu_ns():
+        tasks = [t for pid in [p.pid, *children(p.pid)] for t in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int((t / "schedstat").read_text().split()[0]) for t in tasks), len(tasks)
+    before, n = cpu_ns()
+    start = time.time()
+    time.sleep(5)
+    after, n_after = cpu_ns()
+    share = (after - before) / (time.time() - start) / 1e9
+    assert n == n_after >= 4, (n, n_after)
+    assert share < 0.01, f"{share * 100:.2f} % of a core"
+    assert p.wait() == 0
+
 def test_nothing_left():
     before = processes()
     run("--", "true")
