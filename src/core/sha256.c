@@ -1,6 +1,8 @@
 #include "core/sha256.h"
 
+#include <cpuid.h>
 #include <errno.h>
+#include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -31,20 +33,78 @@ static void sha256_block(u32 state[8], const u8 *p)
 		u32 s1 = sha256_ror(w[i - 2], 17) ^ sha256_ror(w[i - 2], 19) ^ w[i - 2] >> 10;
 		w[i] = w[i - 16] + s0 + w[i - 7] + s1;
 	}
-	u32 s[8];
-	memcpy(s, state, sizeof s);
+	u32 a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
 	for (unsigned i = 0; i < 64; i++) {
-		u32 e = s[4], a = s[0];
-		u32 t1 = s[7] + (sha256_ror(e, 6) ^ sha256_ror(e, 11) ^ sha256_ror(e, 25)) + ((e & s[5]) ^ (~e & s[6])) +
-			 sha256_k[i] + w[i];
-		u32 t2 = (sha256_ror(a, 2) ^ sha256_ror(a, 13) ^ sha256_ror(a, 22)) +
-			 ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-		memmove(s + 1, s, 7 * sizeof s[0]);
-		s[4] += t1;
-		s[0] = t1 + t2;
+		u32 t1 = h + (sha256_ror(e, 6) ^ sha256_ror(e, 11) ^ sha256_ror(e, 25)) + ((e & f) ^ (~e & g)) + sha256_k[i] +
+			 w[i];
+		u32 t2 = (sha256_ror(a, 2) ^ sha256_ror(a, 13) ^ sha256_ror(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+		h = g;
+		g = f;
+		f = e;
+		e = d + t1;
+		d = c;
+		c = b;
+		b = a;
+		a = t1 + t2;
 	}
+	const u32 add[8] = { a, b, c, d, e, f, g, h };
 	for (unsigned i = 0; i < 8; i++)
-		state[i] += s[i];
+		state[i] += add[i];
+}
+
+/* With the CPU's SHA extensions: a kernel image is hashed at every start, and this is ten times as fast.  The two
+ * registers hold the state as ABEF and CDGH, highest word first (SDM vol. 2, SHA256RNDS2). */
+__attribute__((target("sha,sse4.1"))) static void sha256_blocks_ni(u32 state[8], const u8 *p, size_t n)
+{
+	const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+	__m128i abef = _mm_set_epi32((int)state[0], (int)state[1], (int)state[4], (int)state[5]);
+	__m128i cdgh = _mm_set_epi32((int)state[2], (int)state[3], (int)state[6], (int)state[7]);
+	for (; n; n--, p += 64) {
+		const __m128i abef0 = abef, cdgh0 = cdgh;
+		__m128i w[4];
+		for (unsigned i = 0; i < 16; i++) { /* four rounds each */
+			if (i < 4) {
+				w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * i)), big_endian);
+			} else {
+				const __m128i last = w[(i + 3) & 3];
+				__m128i t = _mm_sha256msg1_epu32(w[i & 3], w[(i + 1) & 3]);
+				t = _mm_add_epi32(t, _mm_alignr_epi8(last, w[(i + 2) & 3], 4));
+				w[i & 3] = _mm_sha256msg2_epu32(t, last);
+			}
+			const __m128i k = _mm_add_epi32(w[i & 3], _mm_loadu_si128((const __m128i *)(const void *)(sha256_k + 4 * i)));
+			cdgh = _mm_sha256rnds2_epu32(cdgh, abef, k);
+			abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(k, 0x0e));
+		}
+		abef = _mm_add_epi32(abef, abef0);
+		cdgh = _mm_add_epi32(cdgh, cdgh0);
+	}
+	u32 x[4], y[4];
+	_mm_storeu_si128((__m128i *)(void *)x, abef);
+	_mm_storeu_si128((__m128i *)(void *)y, cdgh);
+	state[0] = x[3];
+	state[1] = x[2];
+	state[2] = y[3];
+	state[3] = y[2];
+	state[4] = x[1];
+	state[5] = x[0];
+	state[6] = y[1];
+	state[7] = y[0];
+}
+
+static bool sha256_have_ni(void)
+{
+	u32 a, b, c, d;
+	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & BIT(29));
+}
+
+static void sha256_blocks(const struct sha256 *s, u32 state[8], const u8 *p, size_t n)
+{
+	if (s->ni) {
+		sha256_blocks_ni(state, p, n);
+		return;
+	}
+	for (; n; n--, p += 64)
+		sha256_block(state, p);
 }
 
 void sha256_init(struct sha256 *s)
@@ -53,6 +113,7 @@ void sha256_init(struct sha256 *s)
 				      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19 };
 	memcpy(s->state, start, sizeof start);
 	s->bytes = 0;
+	s->ni = sha256_have_ni();
 }
 
 void sha256_update(struct sha256 *s, const void *data, size_t n)
@@ -61,10 +122,10 @@ void sha256_update(struct sha256 *s, const void *data, size_t n)
 	while (n) {
 		size_t have = s->bytes % 64;
 		if (!have && n >= 64) {
-			sha256_block(s->state, p);
-			s->bytes += 64;
-			p += 64;
-			n -= 64;
+			sha256_blocks(s, s->state, p, n / 64);
+			s->bytes += n & ~(size_t)63;
+			p += n & ~(size_t)63;
+			n %= 64;
 			continue;
 		}
 		size_t take = n < 64 - have ? n : 64 - have;
@@ -73,7 +134,7 @@ void sha256_update(struct sha256 *s, const void *data, size_t n)
 		p += take;
 		n -= take;
 		if (s->bytes % 64 == 0)
-			sha256_block(s->state, s->buf);
+			sha256_blocks(s, s->state, s->buf, 1);
 	}
 }
 

@@ -7,6 +7,7 @@
 struct sha256 {
 	u32 state[8];
 	u64 bytes;
+	bool ni; /* with the CPU's SHA extensions; may be cleared after sha256_init() */
 	u8 buf[64];
 };
 
