@@ -65,17 +65,25 @@ static u64 field_value(const struct hv_checkpoint *c, const struct field *f)
 	return v;
 }
 
-static int print_difference(const struct hv_checkpoint *a, const struct hv_checkpoint *b, u64 before)
+#define NARROW 10000 /* checkpoints of the next, narrower pair of runs */
+
+/* last: the last one that was equal, or NULL. */
+static int print_difference(const struct hv_checkpoint *a, const struct hv_checkpoint *b, const struct hv_checkpoint *last)
 {
+	u64 before = last ? last->insns : 0;
 	printf("the runs agree up to instruction %" PRIu64 " and differ at %" PRIu64 ":\n", before, a->insns);
 	for (unsigned k = 0; k < ARRAY_SIZE(fields); k++) {
 		u64 x = field_value(a, &fields[k]), y = field_value(b, &fields[k]);
 		if (x != y)
 			printf("  %-14s %016" PRIx64 "  %016" PRIx64 "\n", fields[k].name, x, y);
 	}
-	u64 span = a->insns - before, every = span > 100 ? span / 100 : 1;
+	u64 span = a->insns - before, every = span > NARROW ? span / NARROW : 1;
 	if (span > 1)
-		printf("narrow it down: repeat both runs with --stop-at %" PRIu64 " --checkpoints FILE,%" PRIu64 "\n", a->insns, every);
+		printf("narrow it down: repeat both runs with --stop-at %" PRIu64 " --checkpoints FILE,%" PRIu64 ",%" PRIu64 "\n",
+		       a->insns, every, before);
+	else if (last)
+		printf("the instruction at rip %" PRIx64 " makes the difference (see its operands: --stop-at %" PRIu64 " -v)\n",
+		       last->rip, before);
 	return 1;
 }
 
@@ -95,7 +103,8 @@ int cli_compare_main(const struct cli_verb *self, int argc, char **argv)
 		r = map_file(argv[optind + 1], &b);
 	if (r)
 		return r;
-	u64 before = 0, i = 0, j = 0, same = 0;
+	const struct hv_checkpoint *last = NULL;
+	u64 i = 0, j = 0, same = 0;
 	/* Intervals may differ: compare what both have. */
 	while (i < a.n && j < b.n) {
 		const struct hv_checkpoint *x = &a.rec[i], *y = &b.rec[j];
@@ -110,14 +119,14 @@ int cli_compare_main(const struct cli_verb *self, int argc, char **argv)
 		if (!x->ram_hash || !y->ram_hash)
 			y2.ram_hash = x->ram_hash;
 		if (memcmp(x, &y2, sizeof y2))
-			return print_difference(x, &y2, before);
-		before = x->insns;
+			return print_difference(x, &y2, last);
+		last = x;
 		same++;
 		i++;
 		j++;
 	}
 	if (!same)
 		return cli_error("compare: the files have no checkpoint at the same instruction");
-	printf("identical at %" PRIu64 " checkpoints, up to instruction %" PRIu64 "\n", same, before);
+	printf("identical at %" PRIu64 " checkpoints, up to instruction %" PRIu64 "\n", same, last->insns);
 	return 0;
 }

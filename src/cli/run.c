@@ -47,7 +47,7 @@ struct run_options {
 	u64 memory;
 	bool console, stats, deterministic;
 	int tty, in; /* -1 automatic, 0 no, 1 yes */
-	u64 seed, stop_at, checkpoint_every, block_limit, translate_after;
+	u64 seed, stop_at, checkpoint_every, checkpoint_from, block_limit, translate_after;
 	const char *checkpoints;
 	enum super_engine engine;
 	unsigned verbose;
@@ -120,18 +120,21 @@ static int set_count(const char *option, const char *text, u64 *out)
 
 #define CHECKPOINT_EVERY 10000000 /* instructions */
 
-/* FILE or FILE,EVERY */
+/* FILE, FILE,EVERY or FILE,EVERY,FROM */
 static int set_checkpoints(struct run_options *o, char *text)
 {
-	char *comma = strrchr(text, ',');
-	o->checkpoint_every = CHECKPOINT_EVERY;
-	if (comma) {
-		*comma = 0;
-		int r = set_count("--checkpoints", comma + 1, &o->checkpoint_every);
-		if (r)
-			return r;
-	}
+	char *every = strchr(text, ','), *from = every ? strchr(every + 1, ',') : NULL;
+	if (every)
+		*every++ = 0;
+	if (from)
+		*from++ = 0;
 	o->checkpoints = text;
+	o->checkpoint_every = CHECKPOINT_EVERY;
+	o->checkpoint_from = 0;
+	if (from && !cli_parse_u64(from, &o->checkpoint_from))
+		return cli_error("run: --checkpoints %s is not a number of instructions", from);
+	if (every)
+		return set_count("--checkpoints", every, &o->checkpoint_every);
 	return 0;
 }
 
@@ -571,6 +574,7 @@ static int run(struct run_options *o)
 		.det_seed = o->seed,
 		.stop_at_insns = o->stop_at,
 		.checkpoint_every = o->checkpoint_every,
+		.checkpoint_from = o->checkpoint_from,
 		.checkpoint_fd = checkpoint_fd,
 		.translate_after = (unsigned)(o->translate_after < 65535 ? o->translate_after : 65535),
 		.block_limit = (unsigned)(o->block_limit < 64 ? o->block_limit : 64),
@@ -589,6 +593,8 @@ static int run(struct run_options *o)
 	r = super_run(&cfg, &res);
 	if (*res.error)
 		cli_error("%s", res.error);
+	else if (*res.report)
+		fprintf(stderr, "umbra: the state at the end is in %s\n", res.report);
 	if (o->stats)
 		print_stats(&res);
 	if (trace_fd >= 0 && !*res.error)

@@ -58,7 +58,9 @@ u64 soft_next_stop(const struct vcpu *v)
 	if (v->cpu->insns >= stop)
 		return ~0ull;
 	if (cfg->checkpoint_every) {
-		u64 next = (v->cpu->insns / cfg->checkpoint_every + 1) * cfg->checkpoint_every;
+		u64 every = cfg->checkpoint_every, next = (v->cpu->insns / every + 1) * every;
+		if (next < cfg->checkpoint_from)
+			next = (cfg->checkpoint_from + every - 1) / every * every;
 		if (next < stop)
 			stop = next;
 	}
@@ -69,7 +71,7 @@ void soft_checkpoint(struct vcpu *v, bool last)
 {
 	const struct hv_config *cfg = &v->hv->cfg;
 	struct cpu *c = v->cpu;
-	if (!cfg->checkpoint_every || !cfg->checkpoints || (!last && c->insns % cfg->checkpoint_every))
+	if (!cfg->checkpoint_every || !cfg->checkpoints || (!last && (c->insns % cfg->checkpoint_every || c->insns < cfg->checkpoint_from)))
 		return;
 	struct hv_checkpoint cp = { .insns = c->insns, .rip = c->rip, .rflags = cpu_rflags(c), .cr0 = c->cr0, .cr2 = c->cr2,
 		.cr3 = c->cr3, .cr4 = c->cr4, .efer = c->efer, .fs_base = c->seg[FS].base, .gs_base = c->seg[GS].base,

@@ -88,7 +88,8 @@ static void role_vm_prepare(struct role_vm *vm)
 	mc.hv_cfg = (struct hv_config){
 		.max_vcpus = c->cpus, .tsc_khz = c->tsc_khz, .deterministic = c->deterministic,
 		.det_seed = c->det_seed, .stop_at_insns = c->stop_at_insns, .trace = vm->trace,
-		.checkpoint_every = c->checkpoint_every, .block_limit = c->block_limit, .translate_after = c->translate_after,
+		.checkpoint_every = c->checkpoint_every, .checkpoint_from = c->checkpoint_from,
+		.block_limit = c->block_limit, .translate_after = c->translate_after,
 	};
 	if (c->checkpoint_size) {
 		void *p = mmap(NULL, c->checkpoint_size, PROT_READ | PROT_WRITE, MAP_SHARED, VM_FD_CHECKPOINTS, 0);
@@ -196,7 +197,7 @@ static void role_vm_finish(struct role_vm *vm, const struct machine_result *res)
 		x.code = (res->code << 1 | 1) & 0xff; /* as QEMU's isa-debug-exit */
 	snprintf(x.text, sizeof x.text, "%s", res->text[0] ? res->text : machine_end_names[res->end]);
 	/* Also when it was told to stop or has reset itself: the supervisor decides whether that was expected. */
-	if (x.ending != PROTO_END_POWEROFF && x.ending != PROTO_END_EXIT_CODE && x.ending != PROTO_END_INSN_LIMIT) {
+	if (x.ending != PROTO_END_POWEROFF && x.ending != PROTO_END_EXIT_CODE) {
 		report_cause(vm->report, "%s", x.text);
 		report_section(vm->report, "ending");
 		report_printf(vm->report, "%s, vcpu %u: %s\n", machine_end_names[res->end], res->vcpu, x.text);

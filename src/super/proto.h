@@ -70,7 +70,7 @@ struct proto_vm_config {
 	u8 deterministic, has_initrd, has_trace, verbose;
 	u8 exit_by_vm, pad[3]; /* exit_by_vm: also offers the debug-exit ports */
 	u64 det_seed, stop_at_insns;
-	u64 checkpoint_every, checkpoint_size; /* bytes of VM_FD_CHECKPOINTS, 0: none */
+	u64 checkpoint_every, checkpoint_from, checkpoint_size; /* bytes of VM_FD_CHECKPOINTS, 0: none */
 	u32 block_limit, translate_after;
 	u64 tsc_khz; /* measured by the supervisor while other things went on */
 	u64 trace_size;

@@ -27,6 +27,7 @@ struct super_config {
 	u64 det_seed;
 	u64 stop_at_insns;
 	u64 checkpoint_every; /* record the state each time so many instructions have retired; 0: never */
+	u64 checkpoint_from;  /* but not before so many have */
 	int checkpoint_fd;    /* gets struct hv_checkpoints at the end; -1: off */
 	unsigned translate_after; /* struct hv_config */
 	unsigned block_limit; /* most instructions per decoded block, 0: the engine's own choice */

@@ -301,7 +301,8 @@ static void super_vm_ended(struct super *s, const struct msg *m)
 	super_text(text, sizeof text, s->ended.text, sizeof s->ended.text);
 	memcpy(s->ended.text, text, sizeof text);
 	s->want_report |= s->ended.ending == PROTO_END_TRIPLE_FAULT || s->ended.ending == PROTO_END_ENGINE ||
-			  s->ended.ending == PROTO_END_PANIC;
+			  s->ended.ending == PROTO_END_PANIC ||
+			  (s->ended.ending == PROTO_END_INSN_LIMIT && s->cfg->verbose); /* not an error, but asked for */
 	if (s->phase < SUPER_STOPPING)
 		super_phase_timer(s, SUPER_STOPPING, SUPER_EXIT_NS); /* it exits by itself, soon */
 }
@@ -624,7 +625,8 @@ static int super_send_config(struct super *s, struct err *e)
 		.deterministic = cfg->deterministic, .has_initrd = cfg->initrd_fd >= 0, .has_trace = s->trace_fd >= 0,
 		.verbose = (u8)cfg->verbose, .exit_by_vm = cfg->exit_by_vm, .det_seed = cfg->det_seed,
 		.stop_at_insns = cfg->stop_at_insns, .trace_size = s->trace_size,
-		.checkpoint_every = cfg->checkpoint_every, .block_limit = cfg->block_limit, .translate_after = cfg->translate_after,
+		.checkpoint_every = cfg->checkpoint_every, .checkpoint_from = cfg->checkpoint_from,
+		.block_limit = cfg->block_limit, .translate_after = cfg->translate_after,
 		.checkpoint_size = s->checkpoint_fd >= 0 ? CHECKPOINTS_SIZE : 0,
 	};
 	snprintf(c.cmdline, sizeof c.cmdline, "%s", cfg->cmdline);
@@ -764,7 +766,7 @@ static void super_write_report(struct super *s)
 	snprintf(header, sizeof header,
 		 "umbra report\n\ncause:   %s\nkernel:  %s\ninitrd:  %s\ncmdline: %.800s\nmemory:  %llu MiB, %u CPU\n"
 		 "host:    %s %s %s\nran for: %llu ms\nwriter:  %s\n",
-		 s->res->error, s->cfg->kernel_name, s->cfg->initrd_name ? s->cfg->initrd_name : "-", s->cfg->cmdline,
+		 s->res->error[0] ? s->res->error : cause, s->cfg->kernel_name, s->cfg->initrd_name ? s->cfg->initrd_name : "-", s->cfg->cmdline,
 		 (unsigned long long)(s->cfg->memory / MiB), s->cfg->cpus, u.sysname, u.release, u.machine,
 		 (unsigned long long)((loop_now_ns() - s->start_ns) / 1000000u),
 		 r->complete ? "complete" : "the process died before it was complete");
@@ -781,7 +783,7 @@ static void super_write_report(struct super *s)
 	struct err e = { 0 };
 	if (report_write_file(header, text, len, s->res->report, sizeof s->res->report, &e)) {
 		log_warn("%s", e.text);
-	} else {
+	} else if (s->res->error[0]) {
 		size_t n = strlen(s->res->error);
 		snprintf(s->res->error + n, sizeof s->res->error - n, " (report: %.400s)", s->res->report);
 	}

@@ -31,6 +31,7 @@ struct hv_config {
 	u64 det_seed;         /* seed of entropy in deterministic mode */
 	u64 stop_at_insns;    /* deterministic mode: leave with KVM_EXIT_DEBUG after so many; 0: never */
 	u64 checkpoint_every; /* deterministic mode: record a checkpoint each time so many more have retired; 0: never */
+	u64 checkpoint_from;  /* but none before so many have: keeps a long run with a small interval within the buffer */
 	struct hv_checkpoints *checkpoints; /* where to, shared memory */
 	unsigned block_limit; /* most instructions in a decoded block, 0: the engine's own choice (lockstep tests vary it) */
 	unsigned translate_after; /* executions before a block is translated, 0: the engine's own choice (tests: 1) */
