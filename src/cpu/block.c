@@ -13,6 +13,7 @@ struct code_page {
 	u64 gpa;
 	u64 granules; /* bit n: bytes [64n, 64n+64) hold decoded code */
 	struct block *blocks;
+	u64 link_page; /* linear page for which translations jump out of this page directly; 0: none, 1: never again */
 	struct code_page *next;
 };
 
@@ -82,6 +83,7 @@ void blockcache_flush(struct cpu *c)
 	c->code_gen[0]++;
 	c->code_gen[1]++;
 	c->trs.jkey = cpu_code_key(c);
+	cpu_rsb_clear(c);
 	if (c->tr_flush)
 		c->tr_flush(c);
 	c->stats.decode_flushes++;
@@ -308,6 +310,22 @@ static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *hos
 	return b;
 }
 
+bool block_global(struct cpu *c, u64 rip)
+{
+	struct mmu_page pg;
+	struct exception e;
+	return rip >> 63 && mmu_walk(c, rip, ACC_X, false, c->sflags & FL_AC, true, &pg, &e) && pg.global;
+}
+
+bool block_may_link(struct cpu *c, const struct block *b, u64 rip)
+{
+	struct code_page *p = page_find(c->blocks, b->gpa);
+	if (!p || p->link_page == 1 || (p->link_page && p->link_page != (rip & PAGE_MASK)))
+		return false;
+	p->link_page = rip & PAGE_MASK;
+	return true;
+}
+
 struct block *block_find(struct cpu *c, int *step)
 {
 	u64 lin = c->rip;
@@ -362,6 +380,12 @@ struct block *block_find(struct cpu *c, int *step)
 		b = decode_block(c, lin, gpa, (const u8 *)(lin + addend), mode, step);
 		if (!b || b->dead)
 			return b; /* wrapped: not cached */
+	}
+	struct code_page *page = page_find(c->blocks, gpa);
+	if (page && page->link_page > 1 && page->link_page != (lin & PAGE_MASK)) {
+		/* The same code at a second address: distances to other pages differ. */
+		c->tr_unlink(c);
+		page->link_page = 1;
 	}
 	if (c->cpl == 3 || global)
 		*j = (struct jcache_entry){ .rip = lin, .key = cpu_code_key(c), .block = b };

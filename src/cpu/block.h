@@ -33,6 +33,12 @@ void blockcache_flush(struct cpu *c); /* forgets everything; never while a block
 /* The block at c->rip, decoded when necessary.  NULL: *step tells (STEP_FAULT, STEP_EXIT). */
 struct block *block_find(struct cpu *c, int *step);
 
+/* Is the page of supervisor code at rip mapped global? */
+bool block_global(struct cpu *c, u64 rip);
+/* May b, running at rip, be given a direct jump to another page?  From then on its page runs at that address only, or all
+ * such jumps are undone (tr_unlink). */
+bool block_may_link(struct cpu *c, const struct block *b, u64 rip);
+
 /* [gpa, gpa+len) of RAM is being written: kills overlapping blocks.  True when any was killed.  len stays within a page. */
 bool block_code_write(struct cpu *c, gpa_t gpa, u64 len);
 /* DMA: any length, any alignment. */

@@ -105,6 +105,15 @@ enum tlb_ctx { TLB_USER, TLB_KERNEL, TLB_KERNEL_AC, TLB_EMPTY, TLB_CTX_COUNT };
 struct ftlb { u64 read[FTLB_SIZE], write[FTLB_SIZE], host[FTLB_SIZE]; };
 #define TLB_USED_WORDS (TLB_SIZE / 64)
 
+/* Predicted returns of translated code, one stack per privilege context: the return address of a call and where the code
+ * behind it is found.  Compared in full; emptied whenever the mapping of any code may have changed. */
+#define RSB_SIZE 16
+#define RSB_NONE BIT(63) /* not canonical: never a return address */
+struct rsb {
+	u64 top; /* byte offset of the last entry */
+	struct { u64 rip, site; } e[RSB_SIZE];
+};
+
 /* Translated code runs with GS base = struct cpu and keeps its state here.  See engine/tr/translate.h. */
 struct tr_state {
 	u64 slot[3];       /* guest values of the registers the running translation uses as scratch */
@@ -115,6 +124,7 @@ struct tr_state {
 	u64 target;        /* where the dispatcher jumps to */
 	u64 saved_flags;
 	u64 jkey;          /* cpu_code_key() */
+	struct rsb rsb[TLB_EMPTY];
 	u64 vector_off[3]; /* 0: SSE, AVX, AVX-512 instructions may run in translations: enabled and the FPU is live */
 	u64 page_number_mask, index_mask, high_mask, canonical_bias; /* constants for PEXT */
 };
@@ -226,6 +236,7 @@ struct cpu {
 	void (*tr_hot)(struct cpu *c, struct block *b);          /* a block got hot: translate it */
 	int (*tr_enter)(struct cpu *c, const struct block *b);   /* run its translation; a STEP_* */
 	void (*tr_flush)(struct cpu *c);                         /* all blocks are forgotten */
+	void (*tr_unlink)(struct cpu *c);                        /* undo jumps between pages of supervisor code */
 	void (*tr_kill)(struct cpu *c, struct block *b);         /* this one must not be entered again */
 	u64 db_pending;        /* DR6 bits of data breakpoints hit by the running instruction (a trap) */
 	bool tlb_large[2];     /* pages larger than 4K were cached in the lower / upper half since the last flush */
@@ -239,6 +250,13 @@ struct cpu {
 
 /* Whoever sets c->attn calls this too: translated code leaves at its next block.  Any thread. */
 static inline void cpu_poke(struct cpu *c) { __atomic_store_n(&c->trs.poll_mask, ~0ull, __ATOMIC_SEQ_CST); }
+
+static inline void cpu_rsb_clear(struct cpu *c)
+{
+	for (unsigned k = 0; k < TLB_EMPTY; k++)
+		for (unsigned j = 0; j < RSB_SIZE; j++)
+			c->trs.rsb[k].e[j].rip = RSB_NONE;
+}
 
 /* Keys of jcache entries for the current mode. */
 static inline u64 cpu_code_key(const struct cpu *c) { return c->code_gen[c->cpl != 3] << 8 | c->mode_key; }

@@ -212,6 +212,9 @@ static void code_changed(struct cpu *c, bool user, bool supervisor)
 {
 	c->code_gen[0] += user;
 	c->code_gen[1] += supervisor;
+	cpu_rsb_clear(c);
+	if (supervisor && c->tr_unlink)
+		c->tr_unlink(c);
 	c->trs.jkey = cpu_code_key(c);
 }
 

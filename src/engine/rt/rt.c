@@ -2,6 +2,7 @@
 
 #include "cpu/exec.h"
 #include "cpu/fpu.h"
+#include "cpu/msr.h"
 #include "engine/tr/emit.h"
 
 enum { STEP_RESUME = 100 }; /* beside enum step */
@@ -17,6 +18,26 @@ static void vector_state(struct cpu *c)
 	c->trs.vector_off[0] = !on;
 	c->trs.vector_off[1] = !avx;
 	c->trs.vector_off[2] = !(avx && (c->xcr0 & XCR0_AVX512) == XCR0_AVX512);
+}
+
+/* The handler left its block: straight on to the next translation when nothing else has to be looked at. */
+static s64 onward(struct cpu *c, int step, insn_fn fn)
+{
+	if ((step != STEP_NEXT && step != STEP_MODE) || c->attn || c->slow || c->irq_shadow || c->exit != CPU_EXIT_NONE ||
+	    c->insns >= c->tr_until || fn == op_wrmsr /* may have moved the next event */)
+		return step;
+	if (step == STEP_MODE && (c->db_pending || (c->nmi_pending && !c->nmi_blocked) ||
+				  ((c->sflags & FL_IF) && c->lapic && lapic_pending(c) >= 0)))
+		return step;
+	int why = STEP_NEXT;
+	const struct block *b = block_find(c, &why);
+	if (!b || !b->code)
+		return step;
+	c->r[R_RIP] = c->rip;
+	c->trs.budget = (s64)(c->tr_until - c->insns);
+	vector_state(c);
+	c->trs.target = (u64)b->code;
+	return RT_RESUME;
 }
 
 s64 rt_call(struct cpu *c)
@@ -49,7 +70,7 @@ s64 rt_call(struct cpu *c)
 	c->insns += incomplete ? idx : idx + 1u;
 	if (step == STEP_TAKEN || step == STEP_FALL)
 		step = STEP_NEXT;
-	return step;
+	return onward(c, step, s->insn[0].fn);
 }
 
 /* The block's instructions must not count. */
@@ -73,11 +94,44 @@ s64 rt_link(struct cpu *c)
 	struct block *from = s->block, *to = block_find(c, &step);
 	if (!to || flushes != c->stats.decode_flushes)
 		return STEP_NEXT; /* the loop finds it, or its fault, again */
-	if (!to->code || to->dead || from->dead || to->mode != from->mode || ((to->gpa ^ from->gpa) & PAGE_MASK))
+	if (!to->code || to->dead)
 		return STEP_NEXT;
 	struct translator *t = c->translator;
+	c->trs.target = (u64)to->code;
+	const bool cross = (to->gpa ^ from->gpa) & PAGE_MASK || s->cross;
+	if (from->dead || to->mode != from->mode)
+		return RT_RESUME;
+	/* To another page: only between global supervisor pages, whose mapping changes are announced (rt_unlink). */
+	if (cross) {
+		const u64 start = c->rip - (u64)s->delta;
+		if (c->cpl == 3 || !(c->rip >> 63) || !(start >> 63) || !block_global(c, c->rip) || !block_global(c, start) ||
+		    !block_may_link(c, from, start)) {
+			emit_patch(s->patch, t->rw + (t->dispatch - t->rx));
+			return RT_RESUME;
+		}
+		s->next_cross = t->cross;
+		t->cross = s;
+	}
 	emit_patch(s->patch, t->rw + ((u8 *)to->code - t->rx));
 	t->stat_links++;
+	return RT_RESUME;
+}
+
+s64 rt_return(struct cpu *c)
+{
+	struct tr_site *s = (struct tr_site *)c->trs.site;
+	c->insns = c->tr_until - (u64)c->trs.budget;
+	c->rip = c->r[R_RIP];
+	if (c->insns >= c->tr_until || c->attn)
+		return STEP_NEXT;
+	const u64 flushes = c->stats.decode_flushes;
+	int step = STEP_NEXT;
+	struct block *to = block_find(c, &step);
+	if (!to || !to->code || to->dead || flushes != c->stats.decode_flushes)
+		return STEP_NEXT;
+	/* The call's own page, hence this continuation, as long as nothing is remapped - and then predictions are dropped. */
+	if (to->mode == s->block->mode && !((to->gpa ^ s->block->gpa) & PAGE_MASK))
+		s->target = (u64)to->code;
 	c->trs.target = (u64)to->code;
 	return RT_RESUME;
 }
@@ -112,7 +166,17 @@ void rt_flush(struct cpu *c)
 	t->used = t->base;
 	t->sites_used = 64;
 	t->n_faults = 0;
+	t->cross = NULL;
 	c->tr_full = false;
+}
+
+/* The mapping of supervisor code changed: jumps between its pages go through the dispatcher again. */
+void rt_unlink(struct cpu *c)
+{
+	struct translator *t = c->translator;
+	for (struct tr_site *s = t->cross; s; s = s->next_cross)
+		emit_patch(s->patch, t->rw + (t->dispatch - t->rx));
+	t->cross = NULL;
 }
 
 /* Whoever jumps to the dead translation is sent on to the dispatcher, which knows R_RIP. */

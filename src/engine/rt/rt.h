@@ -11,7 +11,7 @@
  * leave with. */
 #define RT_RESUME (-1)
 
-enum site_kind { SITE_INSN, SITE_LINK };
+enum site_kind { SITE_INSN, SITE_LINK, SITE_RETURN };
 
 /* One place in translated code that may call here; c->trs.site points to it. */
 struct tr_site {
@@ -23,12 +23,17 @@ struct tr_site {
 	bool scratch_live;   /* slots hold guest values (a miss in mid-instruction), else the registers do */
 	u64 resume;          /* executable address behind the instruction */
 	u8 *patch;           /* LINK: rel32 of the jump, writable view */
+	struct tr_site *next_cross; /* LINK: list of those that lead to another page */
+	bool cross;          /* LINK: leads to another page */
+	s64 delta;           /* LINK: from the block's start */
+	u64 target;          /* RETURN: where the code behind a call is, or the routine that finds it */
 };
 
 /* Called from translated code, guest registers in c->r. */
 s64 rt_call(struct cpu *c);  /* the site's instruction through its interpreter handler */
 s64 rt_early(struct cpu *c); /* an event is due at a block's entry */
 s64 rt_link(struct cpu *c);  /* a direct exit that is not linked yet */
+s64 rt_return(struct cpu *c); /* a predicted return whose continuation is not known yet */
 s64 rt_miss(struct cpu *c);  /* the dispatcher found nothing */
 
 /* Handler behind a site's instruction: it is complete. */
@@ -38,6 +43,7 @@ H(rt_op_resume);
 void rt_hot(struct cpu *c, struct block *b);
 int rt_enter(struct cpu *c, const struct block *b);
 void rt_flush(struct cpu *c);
+void rt_unlink(struct cpu *c);
 void rt_kill(struct cpu *c, struct block *b);
 
 #endif

@@ -93,6 +93,25 @@ static inline void emit_load_gs_index(struct emit *e, unsigned reg, unsigned ind
 	EMIT(e, 0x65, emit_rex(1, reg, 0, index), 0x8b, (u8)(0x04 | (reg & 7) << 3), (u8)(3 << 6 | (index & 7) << 3 | 5));
 	emit_u32(e, (u32)disp);
 }
+/* mov reg64, gs:[index + disp32] and the reverse; mov qword gs:[index + disp32], simm32 */
+static inline void emit_gs_at(struct emit *e, u8 opcode, unsigned reg, unsigned index, size_t disp)
+{
+	EMIT(e, 0x65, emit_rex(1, reg, 0, index), opcode, (u8)(0x04 | (reg & 7) << 3), (u8)((index & 7) << 3 | 5));
+	emit_u32(e, (u32)disp);
+}
+static inline void emit_load_gs_at(struct emit *e, unsigned reg, unsigned index, size_t disp) { emit_gs_at(e, 0x8b, reg, index, disp); }
+static inline void emit_store_gs_at(struct emit *e, unsigned index, size_t disp, unsigned reg) { emit_gs_at(e, 0x89, reg, index, disp); }
+static inline void emit_store_gs_at_imm(struct emit *e, unsigned index, size_t disp, u32 imm)
+{
+	emit_gs_at(e, 0xc7, 0, index, disp);
+	emit_u32(e, imm);
+}
+static inline void emit_jmp_gs(struct emit *e, size_t disp)
+{
+	EMIT(e, 0x65, 0xff, 0x24, 0x25);
+	emit_u32(e, (u32)disp);
+}
+
 /* rorx dst, src, imm8 (BMI2, VEX.LZ.F2.0F3A.W1 F0 /r ib) */
 static inline void emit_rorx(struct emit *e, unsigned dst, unsigned src, u8 imm)
 {

@@ -71,6 +71,8 @@ static u8 *emit_common(struct translator *t, struct emit *e, struct cpu *c)
 	emit_call_c(t, e, rt_early, leave, reload);
 	t->link = e->p;
 	emit_call_c(t, e, rt_link, leave, reload);
+	t->find_return = e->p;
+	emit_call_c(t, e, rt_return, leave, reload);
 	u8 *miss = e->p;
 	emit_call_c(t, e, rt_miss, leave, reload);
 
@@ -399,6 +401,7 @@ struct gen {
 	bool local;          /* no two registers are free in the whole block: scratch is chosen for each instruction */
 	const struct ftlb *unused;
 	size_t ftlb;         /* offset of the context's struct ftlb in struct cpu */
+	u8 ctx;              /* enum tlb_ctx */
 	struct cold { u8 *at; struct tr_site *site; } cold[BLOCK_MAX_INSNS * 3];
 	unsigned n_cold;
 	struct { u32 at; struct tr_site *site; } faults[BLOCK_MAX_INSNS];
@@ -618,13 +621,16 @@ static void emit_exit(struct gen *g, s64 delta, bool in_scratch)
 	emit_store_gs(e, r_off(R_RIP), g->t0);
 	emit_restore_scratch(g);
 	const u64 to = g->b->gpa + (u64)delta;
-	if ((to ^ g->b->gpa) & PAGE_MASK) {
+	const bool cross = (to ^ g->b->gpa) & PAGE_MASK;
+	if (cross && (g->b->mode & MODE_USER)) {
 		emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
 		return;
 	}
 	u8 *jump = emit_jmp(e);
 	struct tr_site *s = new_site(g, SITE_LINK);
 	s->patch = jump;
+	s->cross = cross;
+	s->delta = delta;
 	emit_patch(jump, e->p);
 	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
 	emit_patch(emit_jmp(e), g->t->rw + (g->t->link - g->t->rx));
@@ -637,6 +643,51 @@ static void emit_exit_indirect(struct gen *g)
 	emit_store_gs(e, r_off(R_RIP), g->t0);
 	emit_restore_scratch(g);
 	emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
+}
+
+static size_t rsb_off(const struct gen *g, size_t field) { return TR(rsb) + g->ctx * sizeof(struct rsb) + field; }
+
+/* After a call: t1 = return address.  Uses t0. */
+static void emit_predict_return(struct gen *g, s32 next)
+{
+	struct emit *e = &g->e;
+	if (((g->b->gpa + (u64)next) ^ g->b->gpa) & PAGE_MASK)
+		return; /* behind the page's end: this block does not know what is mapped there */
+	struct tr_site *s = new_site(g, SITE_RETURN);
+	s->target = (u64)g->t->find_return;
+	emit_load_gs(e, g->t0, rsb_off(g, offsetof(struct rsb, top)));
+	emit_lea(e, g->t0, g->t0, 16, 0, sizeof ((struct rsb *)0)->e[0]);
+	emit_movzx8(e, g->t0, g->t0);
+	emit_store_gs(e, rsb_off(g, offsetof(struct rsb, top)), g->t0);
+	emit_store_gs_at(e, g->t0, rsb_off(g, offsetof(struct rsb, e[0].rip)), g->t1);
+	emit_store_gs_at_imm(e, g->t0, rsb_off(g, offsetof(struct rsb, e[0].site)), (u32)(u64)s);
+}
+_Static_assert(sizeof ((struct rsb *)0)->e == 256, "the top wraps as a byte");
+
+/* Return to t0: as predicted, or through the dispatcher. */
+static void emit_exit_return(struct gen *g)
+{
+	struct emit *e = &g->e;
+	use_rcx(g);
+	emit_load_gs(e, g->t1, rsb_off(g, offsetof(struct rsb, top)));
+	emit_load_gs_at(e, RCX, g->t1, rsb_off(g, offsetof(struct rsb, e[0].rip)));
+	emit_not(e, RCX);
+	emit_lea(e, RCX, RCX, g->t0, 0, 1);            /* difference to the prediction */
+	u8 *miss = emit_jrcxz_or_jmp(e);
+	emit_store_gs(e, r_off(R_RIP), g->t0);
+	emit_load_gs_at(e, g->t0, g->t1, rsb_off(g, offsetof(struct rsb, e[0].site)));
+	emit_lea(e, g->t1, g->t1, 16, 0, -(s32)sizeof ((struct rsb *)0)->e[0]);
+	emit_movzx8(e, g->t1, g->t1);
+	emit_store_gs(e, rsb_off(g, offsetof(struct rsb, top)), g->t1);
+	emit_store_gs(e, TR(site), g->t0);
+	emit_load(e, g->t0, g->t0, 16, offsetof(struct tr_site, target));
+	emit_store_gs(e, TR(target), g->t0);
+	done_rcx(g);
+	emit_restore_scratch(g);
+	emit_jmp_gs(e, TR(target));
+	emit_patch(miss, e->p);
+	done_rcx(g);
+	emit_exit_indirect(g);
 }
 
 static void emit_entry(struct gen *g)
@@ -814,6 +865,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 		emit_lea(e, g->t0, g->t0, g->t1, 0, 0);
 		emit_rip(g, g->t1, next);
 		emit_store(e, g->t0, 16, 0, g->t1);
+		emit_predict_return(g, next);
 		emit_lea(e, RSP, RSP, 16, 0, -8);
 		emit_exit(g, (s64)i->imm, true);
 		return true;
@@ -826,7 +878,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 		emit_load(e, g->t0, g->t0, g->t1, 0);
 		emit_canonical(g, s);
 		emit_lea(e, RSP, RSP, 16, 0, 8 + (s32)i->imm);
-		emit_exit_indirect(g);
+		emit_exit_return(g);
 		return true;
 	}
 	case HOW_JMP_IND:
@@ -858,6 +910,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 			emit_lea(e, g->t0, g->t0, g->t1, 0, 0);
 			emit_rip(g, g->t1, next);
 			emit_store(e, g->t0, 16, 0, g->t1);
+			emit_predict_return(g, next);
 			emit_lea(e, RSP, RSP, 16, 0, -8);
 			emit_load_gs(e, g->t0, TR(saved_flags));
 		}
@@ -909,6 +962,7 @@ void translate_block(struct cpu *c, struct block *b)
 		mentioned |= registers_used(&s->plan[k]);
 	g->rcx_used = g->local || (mentioned & (1u << RCX));
 	const enum tlb_ctx ctx = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_AC ? TLB_KERNEL_AC : TLB_KERNEL;
+	g->ctx = (u8)ctx;
 	g->ftlb = offsetof(struct cpu, ftlb) + ctx * sizeof(struct ftlb);
 	u8 *start = g->e.p;
 	const size_t sites = t->sites_used;
@@ -1006,7 +1060,7 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 	u8 *end = emit_common(t, &e, c);
 	t->base = t->used = ALIGN_UP((size_t)(end - t->rw), 64);
 	/* emit_common noted addresses of the writable view. */
-	u8 **routines[] = { &t->enter, &t->call_site, &t->leave_early, &t->link, &t->dispatch };
+	u8 **routines[] = { &t->find_return, &t->enter, &t->call_site, &t->leave_early, &t->link, &t->dispatch };
 	for (unsigned k = 0; k < ARRAY_SIZE(routines); k++)
 		*routines[k] = t->rx + (*routines[k] - t->rw);
 	c->trs.page_number_mask = PAGE_MASK;
@@ -1018,6 +1072,7 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 	c->tr_enter = rt_enter;
 	c->tr_flush = rt_flush;
 	c->tr_kill = rt_kill;
+	c->tr_unlink = rt_unlink;
 	c->tr_on = true;
 	c->tr_after = after ? after : BLOCK_HOT;
 	return 0;

@@ -27,12 +27,15 @@ struct tr_fault {
 	u32 site; /* address */
 };
 
+struct tr_site;
+
 struct translator {
 	u8 *rw, *rx;       /* two views of the code arena */
 	size_t size, used, base; /* base: end of the common routines */
 	u8 *sites;         /* below 2 GB, so that a site's address is an immediate */
 	size_t sites_size, sites_used;
-	u8 *enter, *call_site, *leave_early, *link, *dispatch; /* common routines, executable view */
+	struct tr_site *cross; /* linked jumps between pages */
+	u8 *find_return, *enter, *call_site, *leave_early, *link, *dispatch; /* common routines, executable view */
 	struct tr_fault *faults;
 	u32 n_faults;
 	struct tr_work *work;
