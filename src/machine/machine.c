@@ -184,7 +184,7 @@ static bool handle_exit(struct machine *m, struct machine_cpu *c)
 	case KVM_EXIT_INTR:
 		return true;
 	case KVM_EXIT_SHUTDOWN:
-		end_now(m, MACHINE_END_TRIPLE_FAULT, 0, "triple fault: %s", m->ops->last_error(c->vcpu));
+		end_now(m, MACHINE_END_TRIPLE_FAULT, 0, "%s", m->ops->last_error(c->vcpu));
 		return false;
 	case KVM_EXIT_DEBUG:
 		end_now(m, MACHINE_END_INSN_LIMIT, 0, "the instruction limit was reached");
