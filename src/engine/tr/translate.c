@@ -133,6 +133,7 @@ enum how { HOW_COPY, HOW_VECTOR, HOW_VECTOR_MEM, HOW_DROP, HOW_MEM, HOW_LEA_RIP,
 struct plan {
 	u8 how;
 	bool write;          /* MEM: stores (or both) */
+	bool extension;      /* COPY, MEM: a host may lack it (#UD) */
 	u8 level;            /* VECTOR: 0 SSE, 1 AVX, 2 AVX-512 */
 	u8 len;
 	u8 bytes[15];
@@ -273,12 +274,15 @@ static bool vector_insn(struct plan *p, const ZydisDecodedOperand **mem)
 	return vector && z->meta.category != ZYDIS_CATEGORY_GATHER && z->meta.category != ZYDIS_CATEGORY_SCATTER;
 }
 
-static void classify(struct plan *p, bool last)
+static void classify(struct plan *p, const struct insn *i)
 {
 	const ZydisDecodedInstruction *z = &p->zi;
 	const ZydisDecodedOperand *mem = NULL;
 	bool other = false; /* an explicit operand that is neither general register, memory nor immediate */
 	p->how = HOW_CALL_C;
+	p->extension = z->meta.isa_ext != ZYDIS_ISA_EXT_BASE && z->meta.isa_ext != ZYDIS_ISA_EXT_LONGMODE;
+	if (i->fn == op_ud)
+		return; /* the decoder library knows instructions that this CPU does not have */
 	for (unsigned k = 0; k < z->operand_count_visible; k++) {
 		const ZydisDecodedOperand *o = &p->ops[k];
 		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
@@ -326,13 +330,12 @@ static void classify(struct plan *p, bool last)
 	default: break;
 	}
 	if (z->meta.category == ZYDIS_CATEGORY_COND_BR) {
-		/* Only Jcc; LOOP and JRCXZ go through C. */
-		if (z->raw.imm[0].size && (z->opcode & 0xf0) == (z->opcode_map == ZYDIS_OPCODE_MAP_0F ? 0x80 : 0x70) &&
+		/* Only Jcc; LOOP and JRCXZ go through C.  (Xeon Phi had JKZD with the same opcode behind a VEX prefix.) */
+		if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && (z->opcode & 0xf0) == (z->opcode_map == ZYDIS_OPCODE_MAP_0F ? 0x80 : 0x70) &&
 		    z->operand_width != 16)
 			p->how = HOW_JCC;
 		return;
 	}
-	(void)last;
 	if (z->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
 		p->how = HOW_VECTOR;
 		p->level = 1;
@@ -382,7 +385,7 @@ static bool scan_block(struct cpu *c, const struct block *b, const ZydisDecoder 
 		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, p->bytes, i->len, &p->zi, p->ops)) || p->zi.length != i->len) {
 			return false;
 		}
-		classify(p, k == b->n - 1u);
+		classify(p, i);
 		s->used |= registers_used(p);
 	}
 	return true;
@@ -747,7 +750,17 @@ static bool emit_insn(struct gen *g, unsigned k)
 	const s32 next = (s32)(i->off + i->len);
 	switch ((enum how)p->how) {
 	case HOW_DROP: return true;
-	case HOW_COPY: emit_bytes(e, p->bytes, p->len); return true;
+	case HOW_COPY: {
+		struct tr_site *s = NULL;
+		if (p->extension) {
+			s = insn_site(g, i, false);
+			may_fault(g, e->p, s);
+		}
+		emit_bytes(e, p->bytes, p->len);
+		if (s)
+			s->resume = to_rx(g->t, e->p);
+		return true;
+	}
 	case HOW_LEA_RIP: {
 		unsigned dst = (unsigned)gpr_number(p->ops[0].reg.value);
 		if (p->ops[0].size != 64 || i->disp < INT32_MIN || i->disp > INT32_MAX) {
@@ -771,6 +784,8 @@ static bool emit_insn(struct gen *g, unsigned k)
 		}
 		struct tr_site *s = insn_site(g, i, true);
 		emit_tlb(g, o->size / 8, p->write, s);
+		if (p->extension)
+			may_fault(g, e->p, s);
 		if (!emit_with_operand(g, p))
 			return false;
 		scratch_end(g);

@@ -50,8 +50,6 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after);
 void translate_detach(struct translator *t);
 /* Translates b: sets b->code unless it cannot.  64-bit code only; the FPU state is saved. */
 void translate_block(struct cpu *c, struct block *b);
-/* Translates b: sets b->code unless it cannot.  64-bit code only; the FPU state is saved. */
-void translate_block(struct cpu *c, struct block *b);
 /* On the vCPU's thread, before it runs translated code. */
 void translate_thread(struct cpu *c);
 /* From the signal handler: when *pc is a translated instruction that the host refused (alignment, SIMD exception), makes
