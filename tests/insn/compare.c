@@ -41,6 +41,8 @@ static struct known {
 	{ ZYDIS_MNEMONIC_MOVNTQ, ZYDIS_MNEMONIC_MOVNTQ, KNOWN_X87, -1, "an MMX store that faults has already cleared TOP" },
 	{ ZYDIS_MNEMONIC_CALL, ZYDIS_MNEMONIC_CALL, KNOWN_MEM, 13,
 	  "a far CALL to a non-canonical address has already written the stack (RSP does not move)" },
+	{ ZYDIS_MNEMONIC_CALL, ZYDIS_MNEMONIC_CALL, KNOWN_END, 17,
+	  "a stack pointer both misaligned and not canonical: #AC or #SS" },
 	{ ZYDIS_MNEMONIC_FSTP, ZYDIS_MNEMONIC_FSTP, KNOWN_MEM, 14,
 	  "an 80-bit store across a page stores its significand before the rest faults" },
 #define STATE(m, items)                                                                                                   \
@@ -57,7 +59,7 @@ static struct known {
 #define ALIGN(m)                                                                                                         \
 	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, KNOWN_END, -1,                                                            \
 	  "#AC of partial vector operands is up to the implementation (SDM vol. 3, interrupt 17)" }
-	ALIGN(VCVTPH2PS), ALIGN(VCVTPS2PH), ALIGN(VMASKMOVDQU), ALIGN(MASKMOVDQU), ALIGN(MASKMOVQ),
+	ALIGN(VCVTPS2QQ), ALIGN(VCVTPS2UQQ), ALIGN(VCVTTPS2QQ), ALIGN(VCVTTPS2UQQ), ALIGN(VCVTPH2PS), ALIGN(VCVTPS2PH), ALIGN(VMASKMOVDQU), ALIGN(MASKMOVDQU), ALIGN(MASKMOVQ),
 #undef ALIGN
 #define STACK(m)                                                                                                         \
 	{ ZYDIS_MNEMONIC_##m, ZYDIS_MNEMONIC_##m, KNOWN_END | KNOWN_CR2, -1,                                                            \

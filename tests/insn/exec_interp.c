@@ -1,7 +1,11 @@
-/* The interpreter as an executor: a guest of a few dozen pages in which user code at CPL 3 is the instruction under
+/* The CPU as an executor, interpreted or translated: a guest of a few dozen pages in which user code at CPL 3 is the instruction under
  * test, with Linux's selectors, control registers and page rights.  Every exception is delivered through the guest's
  * IDT to a handler that consists of HLT: the CPU's state at that exit and the frame on the guest's kernel stack are the
- * result. */
+ * result.
+ *
+ * "translate" translates every block before its first execution.  "translate-hot" runs every case twice and shows the
+ * second run: TLB filled, blocks linked, the vector state live in the host's registers. */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +21,7 @@
 #include "cpu/native.h"
 #include "cpu/seg.h"
 #include "cpu/setup.h"
+#include "engine/tr/translate.h"
 #include "insn_case.h"
 
 /* Guest-physical pages. */
@@ -42,6 +47,8 @@ struct interp {
 	struct cpu *cpu;
 	struct cpuid_table cpuid;
 	struct seg seg[SREG_COUNT], ldtr, tr;
+	struct translator translator;
+	bool hot; /* two runs of every case */
 };
 
 static struct interp *running; /* for the signal handler and the assertion hook */
@@ -49,7 +56,7 @@ static const struct insn_case *running_case;
 
 static void die_here(const char *what)
 {
-	fprintf(stderr, "insn: interpreter: %s", what);
+	fprintf(stderr, "insn: %s: %s", running ? running->e.name : "cpu", what);
 	if (running_case) {
 		fprintf(stderr, "; case at rip %llx:", (unsigned long long)running_case->rip);
 		for (unsigned i = 0; i < running_case->len; i++)
@@ -73,6 +80,11 @@ static void on_fault(int sig, siginfo_t *info, void *ucv)
 	if (running && native_fault(running->cpu, sig, (int)uc->uc_mcontext.gregs[REG_TRAPNO],
 				    (u64)uc->uc_mcontext.gregs[REG_ERR], uc))
 		return;
+	u64 pc = (u64)uc->uc_mcontext.gregs[REG_RIP];
+	if (running && translate_fault(running->cpu, &pc)) {
+		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)pc;
+		return;
+	}
 	char text[200];
 	snprintf(text, sizeof(text), "signal %d, host rip %llx, address %p", sig,
 		 (unsigned long long)uc->uc_mcontext.gregs[REG_RIP], info->si_addr);
@@ -150,12 +162,13 @@ static void user_state(struct interp *t)
 		}
 }
 
-static struct executor *interp_create(void)
+static struct executor *create(const struct executor *kind, bool translate, bool hot)
 {
 	struct interp *t = mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (t == MAP_FAILED)
 		abort();
-	t->e = executor_interp;
+	t->e = *kind;
+	t->hot = hot;
 	t->e.batch = &t->batch;
 	t->e.result = t->result;
 	t->mem = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -186,6 +199,13 @@ static struct executor *interp_create(void)
 	t->cpu = cpu_init(mem, &cfg);
 	build_tables(t);
 	user_state(t);
+	int r = translate ? translate_attach(&t->translator, t->cpu, 1) : 0;
+	if (r) {
+		fprintf(stderr, "insn: translator: %s\n", strerror(-r));
+		exit(r == -ENOTSUP ? 77 : 2);
+	}
+	if (translate)
+		translate_thread(t->cpu);
 
 	size_t stack = 256 * 1024;
 	stack_t ss = { .ss_sp = mmap(NULL, stack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), .ss_size = stack };
@@ -243,13 +263,11 @@ static void interp_result(struct interp *t, enum cpu_exit exit, struct insn_resu
 	memcpy(r->xsave, c->xsave, host.xsave_size < c->xsave_size ? host.xsave_size : c->xsave_size);
 }
 
-static void interp_case(struct interp *t, const struct insn_case *k, struct insn_result *r)
+static void interp_run(struct interp *t, const struct insn_case *k, struct insn_result *r, bool live)
 {
 	struct cpu *c = t->cpu;
 	u8 *code = t->mem + PG_CODE * PAGE_SIZE, *data = t->mem + PG_DATA * PAGE_SIZE;
-	running_case = k;
 	arena_place(code, data, k);
-	block_invalidate(c, GPA(PG_CODE * PAGE_SIZE), CODE_SIZE);
 	memcpy(c->r, k->gpr, sizeof(k->gpr));
 	c->rip = k->rip;
 	memcpy(c->seg, t->seg, sizeof(c->seg));
@@ -269,11 +287,25 @@ static void interp_case(struct interp *t, const struct insn_case *k, struct insn
 	memcpy(&c->fdp, c->xsave + FX_FDP, 8);
 	if (k->vec_reg != 0xff)
 		xsave_set_vec(c->xsave, k->vec_reg, k->vec_val);
+	if (live)
+		fpu_load(c);
 	cpu_update_mode(c);
 	c->stop_at = c->insns + MAX_INSNS;
 	enum cpu_exit exit = cpu_run(c);
 	interp_result(t, exit, r);
 	arena_collect(code, data, t->batch.arena, r);
+}
+
+static void interp_case(struct interp *t, const struct insn_case *k, struct insn_result *r)
+{
+	running_case = k;
+	block_invalidate(t->cpu, GPA(PG_CODE * PAGE_SIZE), CODE_SIZE);
+	interp_run(t, k, r, false);
+	if (!t->hot)
+		return;
+	if (r->n_lines && r->line_no[0] < CODE_SIZE / 64) /* code was written, and put back since */
+		block_invalidate(t->cpu, GPA(PG_CODE * PAGE_SIZE), CODE_SIZE);
+	interp_run(t, k, r, true);
 }
 
 static void interp_start(struct executor *e)
@@ -296,9 +328,15 @@ static void interp_wait(struct executor *e)
 static void interp_destroy(struct executor *e)
 {
 	struct interp *t = (struct interp *)e;
+	translate_detach(&t->translator);
 	munmap(t, sizeof(*t));
 }
 
-const struct executor executor_interp = {
-	.name = "interp", .create = interp_create, .destroy = interp_destroy, .start = interp_start, .wait = interp_wait,
-};
+#define OPS .destroy = interp_destroy, .start = interp_start, .wait = interp_wait
+static struct executor *interp_create(void) { return create(&executor_interp, false, false); }
+static struct executor *translate_create(void) { return create(&executor_translate, true, false); }
+static struct executor *translate_hot_create(void) { return create(&executor_translate_hot, true, true); }
+
+const struct executor executor_interp = { .name = "interp", .create = interp_create, OPS };
+const struct executor executor_translate = { .name = "translate", .create = translate_create, OPS };
+const struct executor executor_translate_hot = { .name = "translate-hot", .create = translate_hot_create, OPS };

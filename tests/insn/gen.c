@@ -267,6 +267,12 @@ static ZydisRegister real_base(const ZydisDecodedInstruction *z, const ZydisDeco
 	return o->mem.base;
 }
 
+/* ... and forgets the displacement that takes its place. */
+static u64 real_disp(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+{
+	return (u64)(real_base(z, o) != o->mem.base ? z->raw.disp.value : o->mem.disp.value);
+}
+
 static u64 seg_base(const struct insn_case *c, ZydisRegister seg)
 {
 	return seg == ZYDIS_REGISTER_FS ? c->fs_base : seg == ZYDIS_REGISTER_GS ? c->gs_base : 0;
@@ -291,7 +297,7 @@ static void solve_operand(struct insn_case *c, const ZydisDecodedInstruction *z,
 	int bn, in;
 	u64 idx = reg_of_case(c, o->mem.index, &in);
 	reg_of_case(c, real_base(z, o), &bn);
-	u64 disp = (u64)o->mem.disp.value;
+	u64 disp = real_disp(z, o);
 	u64 sb = seg_base(c, o->mem.segment);
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP ||
 	    (bn < 0 && in < 0)) {
@@ -565,7 +571,7 @@ static void patch_branch_operand(struct insn_case *c, const ZydisDecodedInstruct
 
 static u64 operand_address(const struct insn_case *c, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
 {
-	u64 a = (u64)o->mem.disp.value;
+	u64 a = real_disp(z, o);
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP)
 		a += c->rip + z->length;
 	a += reg_of_case(c, real_base(z, o), NULL);

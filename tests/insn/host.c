@@ -19,18 +19,24 @@ static u64 xgetbv0(void)
 static struct { u64 start, end; } low_maps[MAX_LOW_MAPS];
 static unsigned n_low_maps;
 
-static bool read_low_maps(void)
+bool host_read_maps(void)
 {
+	n_low_maps = 0;
 	FILE *f = fopen("/proc/self/maps", "re");
-	if (!f)
+	if (!f) {
+		fprintf(stderr, "insn: cannot read /proc/self/maps\n");
 		return false;
+	}
 	char line[512];
 	while (fgets(line, sizeof(line), f)) {
 		unsigned long a, b;
 		if (sscanf(line, "%lx-%lx", &a, &b) != 2 || a >= 0x100000000ul)
 			continue;
-		if (n_low_maps == MAX_LOW_MAPS)
+		if (n_low_maps == MAX_LOW_MAPS) {
+			fprintf(stderr, "insn: too many mappings below 4 GiB\n");
+			fclose(f);
 			return false;
+		}
 		low_maps[n_low_maps].start = a;
 		low_maps[n_low_maps++].end = b;
 	}
@@ -48,10 +54,6 @@ bool host_maps_near(u64 addr, u64 slack)
 
 bool host_probe(void)
 {
-	if (!read_low_maps()) {
-		fprintf(stderr, "insn: cannot read /proc/self/maps\n");
-		return false;
-	}
 	u32 a, b, c, d;
 	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 27))) {
 		fprintf(stderr, "insn: the host has no XSAVE\n");

@@ -98,6 +98,8 @@ struct host {
 extern struct host host;
 /* False: this host cannot run the test (message printed). */
 bool host_probe(void);
+/* Takes note of what is mapped below 4 GiB: after the executors were made.  False: message printed. */
+bool host_read_maps(void);
 /* Is anything of this process (but the arena) mapped within slack bytes of addr?  Asked for addr < 4 GiB. */
 bool host_maps_near(u64 addr, u64 slack);
 /* Puts 64 bytes into vector register n (0..31) of an XSAVE image; upper parts the host lacks are dropped. */
@@ -121,6 +123,6 @@ struct executor {
 	void (*start)(struct executor *e);
 	void (*wait)(struct executor *e);
 };
-extern const struct executor executor_native, executor_interp;
+extern const struct executor executor_native, executor_interp, executor_translate, executor_translate_hot;
 
 #endif

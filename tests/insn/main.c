@@ -2,7 +2,7 @@
  *
  *	insn [--count N] [--seed S] [--case N] [--form TEXT] [--engines A,B] [--list] [--min N] [--verbose]
  *
- * The first engine is the oracle ("native"), the second the one under test ("interp"; "native" again checks the oracle
+ * The first engine is the oracle ("native"), the second the one under test ("interp", "translate", "translate-hot"; "native" again checks the oracle
  * itself: forms whose result is not a function of the case show up).  One line of the seed reruns everything; --case
  * reruns one case of it, --form only forms whose name contains TEXT. */
 #include <getopt.h>
@@ -15,7 +15,7 @@
 #include "compare.h"
 #include "gen_internal.h"
 
-static const struct executor *const executors[] = { &executor_native, &executor_interp };
+static const struct executor *const executors[] = { &executor_native, &executor_interp, &executor_translate, &executor_translate_hot };
 
 static u64 opt_count = 200000, opt_seed = 1, opt_case = ~0ull, opt_min = 1;
 static const char *opt_form;
@@ -271,6 +271,8 @@ int main(int argc, char **argv)
 	printf("insn: seed %llu, %s against %s, XCR0 %llx\n", (unsigned long long)opt_seed, second, engines,
 	       (unsigned long long)host.xcr0);
 	struct executor *a = make_executor(engines), *b = make_executor(second);
+	if (!host_read_maps())
+		return 2;
 	if (opt_case == ~0ull && !opt_form)
 		mismatches += run_directed(a, b);
 	if (opt_count || opt_case != ~0ull)
