@@ -62,15 +62,20 @@ int main(int argc, char **argv)
 		}
 		CHECK(7, waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == s, "signal %d %#x", s, status);
 	}
-	/* stop and continue */
+	/* stop and continue; the child lives until it has been seen to go on */
+	int p[2];
+	char c;
+	CHECK(8, !pipe(p));
 	pid = fork();
 	if (!pid) {
 		raise(SIGSTOP);
-		_exit(9);
+		_exit(read(p[0], &c, 1) == 1 ? 9 : 1);
 	}
 	CHECK(8, waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-	CHECK(9, !kill(pid, SIGCONT) && waitpid(pid, &status, WCONTINUED) == pid && WIFCONTINUED(status));
-	CHECK(10, waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 9);
+	CHECK(9, !kill(pid, SIGCONT) && waitpid(pid, &status, WCONTINUED) == pid && WIFCONTINUED(status), "%#x", status);
+	CHECK(10, write(p[1], "x", 1) == 1 && waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 9);
+	close(p[0]);
+	close(p[1]);
 	/* many at once, collected in any order */
 	for (int i = 0; i < 30; i++) {
 		pid = fork();
@@ -86,7 +91,6 @@ int main(int argc, char **argv)
 	CHECK(12, errno == ECHILD && seen == (1ull << 30) - 1, "%#" PRIx64, seen);
 	/* orphans come to the subreaper */
 	CHECK(13, !prctl(PR_SET_CHILD_SUBREAPER, 1));
-	int p[2];
 	CHECK(14, !pipe(p));
 	pid = fork();
 	if (!pid) {
@@ -100,7 +104,6 @@ int main(int argc, char **argv)
 	}
 	CHECK(15, waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 20);
 	CHECK(16, (pid = wait(&status)) > 0 && WEXITSTATUS(status) == 21);
-	char c;
 	close(p[1]);
 	CHECK(17, read(p[0], &c, 1) == 1 && read(p[0], &c, 1) == 0);
 	struct rusage ru;
