@@ -101,7 +101,7 @@ enum tlb_ctx { TLB_USER, TLB_KERNEL, TLB_KERNEL_AC, TLB_EMPTY, TLB_CTX_COUNT };
  * PAGE_SIZE.  Filled and flushed together with the big one. */
 #define FTLB_BITS TLB_BITS
 #define FTLB_SIZE (1u << FTLB_BITS)
-#define FTLB_NONE(k) (0 - ((u64)((k) ^ 1) << PAGE_SHIFT))
+#define FTLB_NONE(k) (0 - ((u64)((k) ^ 2) << PAGE_SHIFT)) /* two pages off: not even the end of a crossing access gets to 0 */
 struct ftlb { u64 read[FTLB_SIZE], write[FTLB_SIZE], host[FTLB_SIZE]; };
 #define TLB_USED_WORDS (TLB_SIZE / 64)
 
