@@ -74,7 +74,7 @@ static void check_cpu(struct found *f)
 {
 	u32 r[12] = { 0 };
 	char brand[49] = "x86-64";
-	if (__get_cpuid_max(0x80000000u, NULL) >= 0x80000004u) {
+	if ((unsigned)__get_cpuid_max(0x80000000u, NULL) >= 0x80000004u) {
 		for (u32 i = 0; i < 3; i++)
 			__cpuid(0x80000002u + i, r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]);
 		memcpy(brand, r, 48);

@@ -261,7 +261,7 @@ int initramfs_build(const struct initramfs_config *cfg, struct initramfs *out, s
 	}
 	if (cfg->run) {
 		cpio_dir(c, ".umbra", 0700);
-		cpio_file(c, AGENT_RUN_FILE + 1, 0600, cfg->run, cfg->run_len);
+		cpio_file(c, &AGENT_RUN_FILE[1], 0600, cfg->run, cfg->run_len);
 	}
 	if (!r && cfg->modules) {
 		add_modules(&t, cfg, prefix);

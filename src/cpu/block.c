@@ -23,7 +23,7 @@ struct blockcache {
 	struct block *hash[1u << HASH_BITS];
 	struct code_page *pages[1u << PAGE_HASH_BITS];
 	/* An instruction that crosses a page: decoded afresh each time, two slots so that it has a successor. */
-	struct { struct block b; struct insn insn[2]; } wrapped;
+	_Alignas(struct block) u8 wrapped[sizeof(struct block) + 2 * sizeof(struct insn)];
 };
 
 size_t blockcache_size(size_t arena_bytes) { return ALIGN_UP(sizeof(struct blockcache), 64) + arena_bytes; }
@@ -236,8 +236,8 @@ static struct block *decode_wrapped(struct cpu *c, u64 lin, const u8 *bytes, uns
 	}
 	for (unsigned k = 0; k < 16; k++)
 		buf[avail + k] = tail[k];
-	struct block *b = &c->blocks->wrapped.b;
-	struct insn *out = c->blocks->wrapped.insn;
+	struct block *b = (struct block *)(void *)c->blocks->wrapped;
+	struct insn *out = b->insn;
 	bool ends, alone;
 	int len = decode_insn(c, buf, avail + 15 > 31 ? 31 : avail + 15, 0, out, &ends, &alone);
 	if (len <= 0) {

@@ -26,7 +26,7 @@ MACHINE_CPU_HEADERS = {'cpu/msr.h', 'cpu/x86.h'}
 # Called with the FPU saved, or harmless: the decoder library, the assertion.
 CPU_EXTERNAL = re.compile(r'^(Zydis|assert_failed$|_GLOBAL_OFFSET_TABLE_$)')
 # Called by src/engine/rt: src/cpu, and the translator once the FPU is saved.
-RT_EXTERNAL = re.compile(r'^(translate_block|fpu_save_slow|fpu_load_slow|block_find|_GLOBAL_OFFSET_TABLE_)$')
+RT_EXTERNAL = re.compile(r'^(cpu_mem(cpy|move|set)|translate_block|fpu_save_slow|fpu_load_slow|block_find|_GLOBAL_OFFSET_TABLE_)$')
 # Files that move vector state on purpose.
 CPU_VECTOR_FILES = {'fpu.c', 'native.c', 'native_exec.c', 'native_gather.c', 'fpu_exec.c', 'native_fault.c', 'native_encode.c'}
 

@@ -5,6 +5,7 @@
  * otherwise be read as code).  For each instruction the decoder must give the same length and a handler: nothing that
  * real code contains may be undefined or unimplemented. */
 #include <elf.h>
+#undef PF_W /* a page-fault bit here */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
