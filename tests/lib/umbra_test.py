@@ -30,13 +30,17 @@ def need_kernel(pattern="cloud"):
 # Orphans of what a test starts become children of the test, so that it can tell them from those of others.
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
+# Orphans of what a test starts become children of the test, so that they are found, and nobody else's are.
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
 def processes():
-    """Process ids of everything below this test that runs our binary and is not a zombie."""
+    """Process ids of umbra that this script has started, orphans included."""
     found = set()
     for pid, name in children(os.getpid()).items():
         try:
-            state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            if name.startswith("umbra") and state != "Z":
+            if name.startswith("umbra") and \
+                    pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
                 found.add(pid)
         except OSError:
             pass
