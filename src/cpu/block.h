@@ -18,7 +18,11 @@ struct block {
 	u16 n, bytes;    /* guest instructions (not counting the end marker), their length */
 	bool dead;
 	u16 heat;        /* executions so far, until the translator is asked */
-	void *code;      /* its translation */
+	void *code;      /* its translation; entered with R_RIP = its address */
+	void *code_link; /* entered from a translation that has set trs.page_rip */
+	void *code_lean; /* the same from one with the same scratch registers, which stay spilled */
+	u8 scratch[2];   /* those registers; equal: none */
+	void *dead_link, *dead_lean; /* where the entries above lead once it is dead */
 	struct block *hash_next, *page_next;
 	struct block *succ[2]; /* STEP_TAKEN, STEP_FALL: only within the same page */
 	struct insn insn[]; /* n + 1 */

@@ -121,6 +121,7 @@ struct tr_state {
 	s64 budget;        /* instructions left before the outer loop must look at events */
 	u64 poll_mask;     /* BIT(63): leave when the budget is negative; ~0: leave now */
 	u64 site;          /* struct tr_site of the instruction or exit that calls for C code */
+	u64 page_rip;      /* linear address of the page the running translation's code lies in */
 	u64 target;        /* where the dispatcher jumps to */
 	u64 saved_flags;
 	u64 jkey;          /* cpu_code_key() */

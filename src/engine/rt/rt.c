@@ -50,6 +50,7 @@ s64 rt_call(struct cpu *c)
 	}
 	if (s->rcx_in_slot)
 		c->r[RCX] = c->trs.slot[2];
+	c->r[R_RIP] = c->trs.page_rip + (b->gpa & ~PAGE_MASK);
 	const u64 done = c->tr_until - (u64)c->trs.budget; /* the block's instructions are counted already */
 	c->insns = done - b->n;
 	const bool live = c->fpu_live;
@@ -78,7 +79,7 @@ s64 rt_early(struct cpu *c)
 {
 	const struct tr_site *s = (const struct tr_site *)c->trs.site;
 	c->insns = c->tr_until - (u64)c->trs.budget - s->block->n;
-	c->rip = c->r[R_RIP];
+	c->rip = c->r[R_RIP] = c->trs.page_rip + (s->block->gpa & ~PAGE_MASK);
 	return STEP_EARLY;
 }
 
@@ -86,6 +87,8 @@ s64 rt_link(struct cpu *c)
 {
 	struct tr_site *s = (struct tr_site *)c->trs.site;
 	c->insns = c->tr_until - (u64)c->trs.budget;
+	if (!s->cross)
+		c->r[R_RIP] = c->trs.page_rip + (s->block->gpa & ~PAGE_MASK) + (u64)s->delta;
 	c->rip = c->r[R_RIP];
 	if (c->insns >= c->tr_until || c->attn)
 		return STEP_NEXT;
@@ -112,7 +115,10 @@ s64 rt_link(struct cpu *c)
 		s->next_cross = t->cross;
 		t->cross = s;
 	}
-	emit_patch(s->patch, t->rw + ((u8 *)to->code - t->rx));
+	if (to->scratch[0] != to->scratch[1] && to->scratch[0] == s->t[0] && to->scratch[1] == s->t[1] && !s->local)
+		emit_patch(s->lean, t->rw + ((u8 *)to->code_lean - t->rx));
+	else
+		emit_patch(s->patch, t->rw + ((u8 *)to->code_link - t->rx));
 	t->stat_links++;
 	return RT_RESUME;
 }
@@ -174,19 +180,27 @@ void rt_flush(struct cpu *c)
 void rt_unlink(struct cpu *c)
 {
 	struct translator *t = c->translator;
-	for (struct tr_site *s = t->cross; s; s = s->next_cross)
+	for (struct tr_site *s = t->cross; s; s = s->next_cross) {
+		emit_patch(s->lean, s->lean + 4);
 		emit_patch(s->patch, t->rw + (t->dispatch - t->rx));
+	}
 	t->cross = NULL;
 }
 
-/* Whoever jumps to the dead translation is sent on to the dispatcher, which knows R_RIP. */
+static void divert(struct translator *t, void *entry, const void *to)
+{
+	u8 jump[5] = { 0xe9 };
+	s32 rel = (s32)((const u8 *)to - ((u8 *)entry + 5));
+	memcpy(jump + 1, &rel, 4);
+	memcpy(t->rw + ((u8 *)entry - t->rx), jump, sizeof jump);
+}
+
+/* Whoever jumps to the dead translation is sent on to the dispatcher. */
 void rt_kill(struct cpu *c, struct block *b)
 {
 	struct translator *t = c->translator;
-	u8 *p = t->rw + ((u8 *)b->code - t->rx);
-	u8 jump[5] = { 0xe9 };
-	s32 rel = (s32)(t->dispatch - ((u8 *)b->code + 5));
-	memcpy(jump + 1, &rel, 4);
-	memcpy(p, jump, sizeof jump);
+	divert(t, b->code, t->dispatch);
+	divert(t, b->code_link, b->dead_link);
+	divert(t, b->code_lean, b->dead_lean);
 	b->code = NULL;
 }

@@ -20,9 +20,11 @@ struct tr_site {
 	u8 kind;             /* enum site_kind */
 	u8 t[2];             /* scratch registers whose guest values are in tr.slot[0..1] */
 	bool rcx_in_slot;    /* guest RCX is in tr.slot[2] */
+	bool local;          /* the block has no scratch registers of its own */
 	bool scratch_live;   /* slots hold guest values (a miss in mid-instruction), else the registers do */
 	u64 resume;          /* executable address behind the instruction */
-	u8 *patch;           /* LINK: rel32 of the jump, writable view */
+	u8 *patch;           /* LINK: rel32 of the jump with all registers restored, writable view */
+	u8 *lean;            /* LINK: rel32 of the jump before that, with scratch registers still spilled; skipped when not linked */
 	struct tr_site *next_cross; /* LINK: list of those that lead to another page */
 	bool cross;          /* LINK: leads to another page */
 	s64 delta;           /* LINK: from the block's start */

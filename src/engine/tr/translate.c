@@ -409,7 +409,7 @@ struct gen {
 	unsigned n_cold;
 	struct { u32 at; struct tr_site *site; } faults[BLOCK_MAX_INSNS];
 	unsigned n_faults;
-	u8 *early;
+	u8 *early, *entry, *entry_link, *entry_lean, *dead_link, *dead_lean;
 	u8 vector_checked;   /* bit n: level n is known to be usable at this point of the block */
 };
 
@@ -454,7 +454,7 @@ static struct tr_site *new_site(struct gen *g, enum site_kind kind)
 		s = (struct tr_site *)t->sites;
 	}
 	t->sites_used += ALIGN_UP(sizeof *s, 16);
-	*s = (struct tr_site){ .block = g->b, .kind = (u8)kind, .t = { g->t0, g->t1 } };
+	*s = (struct tr_site){ .block = g->b, .kind = (u8)kind, .t = { g->t0, g->t1 }, .local = g->local };
 	return s;
 }
 
@@ -473,11 +473,11 @@ static void cold_path(struct gen *g, u8 *at, struct tr_site *s)
 	g->cold[g->n_cold++] = (struct cold){ at, s };
 }
 
-/* mov reg, [gs rip] ; lea reg, [reg + delta] */
+/* reg = linear address of the block's first byte + delta */
 static void emit_rip(struct gen *g, unsigned reg, s32 delta)
 {
-	emit_load_gs(&g->e, reg, r_off(R_RIP));
-	emit_lea(&g->e, reg, reg, 16, 0, delta);
+	emit_load_gs(&g->e, reg, TR(page_rip));
+	emit_lea(&g->e, reg, reg, 16, 0, delta + (s32)(g->b->gpa & ~PAGE_MASK));
 }
 
 static void use_rcx(struct gen *g)
@@ -618,13 +618,23 @@ static void emit_restore_scratch(struct gen *g)
 static void emit_exit(struct gen *g, s64 delta, bool in_scratch)
 {
 	struct emit *e = &g->e;
-	if (!in_scratch)
-		scratch_begin(g, 0);
-	emit_rip(g, g->t0, (s32)delta);
-	emit_store_gs(e, r_off(R_RIP), g->t0);
-	emit_restore_scratch(g);
 	const u64 to = g->b->gpa + (u64)delta;
 	const bool cross = (to ^ g->b->gpa) & PAGE_MASK;
+	if (!in_scratch && (cross || !g->local))
+		scratch_begin(g, 0);
+	if (cross) {
+		emit_rip(g, g->t0, (s32)delta);
+		emit_store_gs(e, r_off(R_RIP), g->t0);
+		emit_load_gs(e, g->t0, TR(page_rip));
+		emit_lea(e, g->t0, g->t0, 16, 0, (s32)((s64)(to & PAGE_MASK) - (s64)(g->b->gpa & PAGE_MASK)));
+		emit_store_gs(e, TR(page_rip), g->t0);
+	}
+	if (g->rcx_used)
+		emit_store_gs(e, SLOT(2), RCX); /* as the lean entry wants it */
+	u8 *lean = emit_jmp(e);
+	emit_patch(lean, e->p);
+	if (cross || in_scratch || !g->local)
+		emit_restore_scratch(g);
 	if (cross && (g->b->mode & MODE_USER)) {
 		emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
 		return;
@@ -632,6 +642,7 @@ static void emit_exit(struct gen *g, s64 delta, bool in_scratch)
 	u8 *jump = emit_jmp(e);
 	struct tr_site *s = new_site(g, SITE_LINK);
 	s->patch = jump;
+	s->lean = lean;
 	s->cross = cross;
 	s->delta = delta;
 	emit_patch(jump, e->p);
@@ -693,14 +704,52 @@ static void emit_exit_return(struct gen *g)
 	emit_exit_indirect(g);
 }
 
+static void emit_spill(struct gen *g)
+{
+	if (!g->local) {
+		emit_store_gs(&g->e, SLOT(0), g->t0);
+		emit_store_gs(&g->e, SLOT(1), g->t1);
+	}
+	emit_store_gs(&g->e, SLOT(2), RCX);
+}
+
+/* Scratch registers as the guest has them, whatever they hold now. */
+static void emit_unspill(struct gen *g)
+{
+	if (!g->local) {
+		emit_load_gs(&g->e, g->t0, SLOT(0));
+		emit_load_gs(&g->e, g->t1, SLOT(1));
+	}
+	emit_load_gs(&g->e, RCX, SLOT(2));
+}
+
+/* Where the entries lead once the block is dead: the dispatcher wants R_RIP. */
+static void emit_dead_entries(struct gen *g)
+{
+	struct emit *e = &g->e;
+	g->dead_link = e->p;
+	emit_spill(g);
+	g->dead_lean = e->p;
+	emit_load_gs(e, RCX, TR(page_rip));
+	emit_lea(e, RCX, RCX, 16, 0, (s32)(g->b->gpa & ~PAGE_MASK));
+	emit_store_gs(e, r_off(R_RIP), RCX);
+	emit_unspill(g);
+	emit_patch(emit_jmp(e), g->t->rw + (g->t->dispatch - g->t->rx));
+}
+
 static void emit_entry(struct gen *g)
 {
 	struct emit *e = &g->e;
-	if (!g->local) {
-		emit_store_gs(e, SLOT(0), g->t0);
-		emit_store_gs(e, SLOT(1), g->t1);
-	}
-	emit_store_gs(e, SLOT(2), RCX);
+	g->entry = e->p;
+	emit_spill(g);
+	emit_load_gs(e, RCX, r_off(R_RIP));
+	emit_lea(e, RCX, RCX, 16, 0, -(s32)(g->b->gpa & ~PAGE_MASK));
+	emit_store_gs(e, TR(page_rip), RCX);
+	u8 *over = emit_jmp(e);
+	g->entry_link = e->p;
+	emit_spill(g);
+	emit_patch(over, e->p);
+	g->entry_lean = e->p;
 	emit_load_gs(e, RCX, TR(budget));
 	emit_lea(e, RCX, RCX, 16, 0, -(s32)g->b->n);
 	emit_store_gs(e, TR(budget), RCX);
@@ -714,7 +763,7 @@ static void emit_early(struct gen *g)
 {
 	struct emit *e = &g->e;
 	emit_patch(g->early, e->p);
-	emit_load_gs(e, RCX, SLOT(2));
+	emit_unspill(g);
 	struct tr_site *s = new_site(g, SITE_INSN);
 	s->insn[0] = (struct insn){ 0 };
 	emit_store_gs_imm(e, TR(site), (u32)(u64)s);
@@ -979,7 +1028,6 @@ void translate_block(struct cpu *c, struct block *b)
 	const enum tlb_ctx ctx = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_AC ? TLB_KERNEL_AC : TLB_KERNEL;
 	g->ctx = (u8)ctx;
 	g->ftlb = offsetof(struct cpu, ftlb) + ctx * sizeof(struct ftlb);
-	u8 *start = g->e.p;
 	const size_t sites = t->sites_used;
 	emit_entry(g);
 	for (unsigned k = 0; k < b->n; k++)
@@ -995,6 +1043,7 @@ void translate_block(struct cpu *c, struct block *b)
 		emit_patch(emit_jmp(&g->e), t->rw + (t->call_site - t->rx));
 	}
 	emit_early(g);
+	emit_dead_entries(g);
 	if (g->e.overflow) {
 		c->tr_full = true;
 		t->sites_used = sites;
@@ -1009,7 +1058,13 @@ void translate_block(struct cpu *c, struct block *b)
 		t->faults[t->n_faults++] = (struct tr_fault){ .at = g->faults[k].at, .site = (u32)(u64)g->faults[k].site };
 	t->used = ALIGN_UP((size_t)(g->e.p - t->rw), 16);
 	t->stat_translated++;
-	b->code = (void *)to_rx(t, start);
+	b->code = (void *)to_rx(t, g->entry);
+	b->code_link = (void *)to_rx(t, g->entry_link);
+	b->code_lean = (void *)to_rx(t, g->entry_lean);
+	b->dead_link = (void *)to_rx(t, g->dead_link);
+	b->dead_lean = (void *)to_rx(t, g->dead_lean);
+	b->scratch[0] = g->t0;
+	b->scratch[1] = g->local ? g->t0 : g->t1;
 }
 
 /* A host signal at host address pc: the guest's instruction there is to be executed by its handler instead. */
