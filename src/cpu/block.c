@@ -205,7 +205,6 @@ static void end_marker(struct insn *i, u16 off, u8 idx)
 static int fetch_fault(struct cpu *c, u64 rip)
 {
 	c->rip = rip;
-	c->stats.page_faults++;
 	return STEP_FAULT;
 }
 

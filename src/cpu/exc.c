@@ -418,10 +418,12 @@ int exc_deliver(struct cpu *c)
 			.error = e.error, .ret_rip = c->rip, .rf = pushed_rf(&e),
 		};
 		c->stats.exceptions++;
-		if (e.vector == VEC_PF && !e.soft)
+		if (e.vector == VEC_PF && !e.soft) {
+			c->stats.page_faults++;
 			cpu_trace(c, TRACE_PAGE_FAULT, e.cr2, e.error, c->rip);
-		else
+		} else {
 			cpu_trace(c, TRACE_EXCEPTION, e.vector, e.has_error ? e.error : 0, c->rip);
+		}
 		commit_syndrome(c, &e);
 		int st = deliver(c, &ev);
 		if (likely(st != STEP_FAULT))

@@ -131,7 +131,6 @@ static int access_prepare(struct cpu *c, const struct insn *i, u64 gva, unsigned
 		struct mmu_page pg;
 		if (!mmu_walk(c, va, a, user, ac, false, &pg, &c->exc)) {
 			c->rip = insn_rip(c, i);
-			c->stats.page_faults++;
 			return STEP_FAULT;
 		}
 		mmu_fill(c, ctx, va, &pg);
@@ -295,7 +294,6 @@ static int sys_access(struct cpu *c, u64 gva, u8 *buf, unsigned size, enum acces
 			ch[n] = (struct chunk){ .gpa = (t->gpa & PAGE_MASK) | (va & ~PAGE_MASK), .p = (u8 *)(va + t->addend), .size = len };
 		} else {
 			if (!mmu_walk(c, va, a, false, false, false, &pg, &c->exc)) {
-				c->stats.page_faults++;
 				return STEP_FAULT;
 			}
 			if (!(c->dr7 & 0xff))

@@ -26,7 +26,7 @@ MACHINE_CPU_HEADERS = {'cpu/msr.h', 'cpu/x86.h'}
 # Called with the FPU saved, or harmless: the decoder library, the assertion.
 CPU_EXTERNAL = re.compile(r'^(Zydis|assert_failed$|_GLOBAL_OFFSET_TABLE_$)')
 # Called by src/engine/rt: src/cpu, and the translator once the FPU is saved.
-RT_EXTERNAL = re.compile(r'^(cpu_mem(cpy|move|set)|translate_block|fpu_save_slow|fpu_load_slow|block_find|_GLOBAL_OFFSET_TABLE_)$')
+RT_EXTERNAL = re.compile(r'^(translate_block|_GLOBAL_OFFSET_TABLE_)$')  # which rt_hot calls with the FPU saved
 # Files that move vector state on purpose.
 CPU_VECTOR_FILES = {'fpu.c', 'native.c', 'native_exec.c', 'native_gather.c', 'fpu_exec.c', 'native_fault.c', 'native_encode.c'}
 
@@ -53,13 +53,20 @@ def check_layers(src):
     return bad
 
 
-def check_cpu(archive, external, what):
-    bad = []
+def symbols(archive):
     defined, undefined = set(), set()
     for line in subprocess.run(['nm', archive], capture_output=True, text=True, check=True).stdout.splitlines():
         m = re.match(r'^[0-9a-f ]{16} ([A-Za-z]) (\S+)$', line)
         if m:
             (undefined if m.group(1) == 'U' else defined).add(m.group(2))
+    return defined, undefined
+
+
+def check_cpu(archive, external, what, below=()):
+    bad = []
+    defined, undefined = symbols(archive)
+    for other in below:
+        defined |= symbols(other)[0]  # checked itself
     for s in sorted(undefined - defined):
         if not external.match(s):
             bad.append(f'{archive}: {what} calls {s}')
@@ -77,7 +84,7 @@ def check_cpu(archive, external, what):
 
 def main():
     src, cpu, rt = sys.argv[1:4]
-    bad = check_layers(src) + check_cpu(cpu, CPU_EXTERNAL, 'src/cpu') + check_cpu(rt, RT_EXTERNAL, 'src/engine/rt')
+    bad = check_layers(src) + check_cpu(cpu, CPU_EXTERNAL, 'src/cpu') + check_cpu(rt, RT_EXTERNAL, 'src/engine/rt', [cpu])
     print('\n'.join(bad))
     sys.exit(1 if bad else 0)
 
