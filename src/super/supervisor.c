@@ -52,6 +52,8 @@
 #define SUPER_GRACE_NS 3000000000ull /* for the guest to power off after its command ended */
 #define SUPER_STOP_NS 1000000000ull  /* for the vm role to send counters and end */
 #define SUPER_EXIT_NS 1000000000ull  /* for a role that said it ends */
+#define SUPER_ROLE_LOG_MAX 2000      /* lines of one role that are shown: a hostile one must not fill the user's disk */
+#define SUPER_BATCH 64               /* messages of one role read before anything else gets its turn */
 #define SUPER_INSIST 3               /* so many equal signals of the user end the VM at once */
 
 enum super_phase { SUPER_RUNNING, SUPER_POWERING_OFF, SUPER_STOPPING, SUPER_DRAINING, SUPER_DONE };
@@ -60,6 +62,7 @@ struct super_peer {
 	const char *name;
 	struct spawned proc;
 	int sock; /* control; -1: closed */
+	unsigned logged; /* lines it has put into our log */
 	bool killed; /* by us: how it died says nothing */
 };
 
@@ -275,13 +278,17 @@ static void super_text(char *out, size_t out_size, const char *in, size_t in_siz
 	err_sanitize(out, n);
 }
 
-static void super_role_log(const struct super_peer *p, const struct msg *m)
+static void super_role_log(struct super_peer *p, const struct msg *m)
 {
+	if (p->logged >= SUPER_ROLE_LOG_MAX)
+		return;
 	struct proto_log l;
 	char text[sizeof l.text];
 	memcpy(&l, m->body, sizeof l);
 	super_text(text, sizeof text, l.text, sizeof l.text);
 	log_line(l.level > LOG_DEBUG ? LOG_DEBUG : (enum log_level)l.level, "%s: %s", p->name, text);
+	if (++p->logged == SUPER_ROLE_LOG_MAX)
+		log_warn("%s: has said enough: no more of its messages are shown", p->name);
 }
 
 static void super_role_failed(struct super *s, const struct super_peer *p, const struct msg *m)
@@ -318,10 +325,11 @@ static void super_vm_stats(struct super *s, const struct msg *m)
 	}
 }
 
+/* A role that never stops talking does not keep the supervisor from signals and timers. */
 static void super_on_vm(void *arg, int fd, u32 events)
 {
 	struct super *s = arg;
-	for (;;) {
+	for (unsigned i = 0; i < SUPER_BATCH || (events & EPOLLHUP); i++) {
 		int r = msg_recv(fd, &s->msg, proto_from_vm, proto_from_vm_n, true);
 		if (r == -EAGAIN)
 			return;
@@ -383,7 +391,7 @@ static void super_session_tail(struct super *s, const struct msg *m)
 static void super_on_session(void *arg, int fd, u32 events)
 {
 	struct super *s = arg;
-	for (;;) {
+	for (unsigned i = 0; i < SUPER_BATCH || (events & EPOLLHUP); i++) {
 		int r = msg_recv(fd, &s->msg, proto_from_session, proto_from_session_n, true);
 		if (r == -EAGAIN)
 			return;
@@ -424,7 +432,7 @@ static void super_on_exit(void *arg, int fd, u32 events)
 	struct super_peer *p = is_vm ? &s->vm : &s->session;
 	/* Its last words first. */
 	if (p->sock >= 0)
-		(is_vm ? super_on_vm : super_on_session)(s, p->sock, EPOLLIN);
+		(is_vm ? super_on_vm : super_on_session)(s, p->sock, EPOLLIN | EPOLLHUP);
 	loop_remove(s->loop, fd);
 	int wstatus = 0;
 	if (spawn_reap(&p->proc, true, &wstatus))

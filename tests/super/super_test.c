@@ -365,12 +365,13 @@ static void test_kill(void)
 static void test_signals(void)
 {
 	static const struct {
-		const char *session;
+		const char *vm, *session;
 		unsigned times;
 		int status;
-	} t[] = { { "", 1, 128 + SIGTERM }, { "started obeys", 1, 128 + SIGTERM }, { "started", 3, 128 + SIGTERM } };
+	} t[] = { { "ok", "", 1, 128 + SIGTERM }, { "ok", "started obeys", 1, 128 + SIGTERM },
+		  { "ok", "started", 3, 128 + SIGTERM }, { "flood", "", 1, 128 + SIGTERM } };
 	for (unsigned i = 0; i < ARRAY_SIZE(t); i++) {
-		pid_t sup = start_supervisor("ok", t[i].session, -1), kids[8];
+		pid_t sup = start_supervisor(t[i].vm, t[i].session, -1), kids[8];
 		CHECK(wait_children(sup, 2, kids));
 		for (unsigned k = 0; k < t[i].times; k++) {
 			kill(sup, SIGTERM);
