@@ -82,7 +82,7 @@ static int print_difference(const struct hv_checkpoint *a, const struct hv_check
 		printf("narrow it down: repeat both runs with --stop-at %" PRIu64 " --checkpoints FILE,%" PRIu64 ",%" PRIu64 "\n",
 		       a->insns, every, before);
 	else if (last)
-		printf("the instruction at rip %" PRIx64 " makes the difference (see its operands: --stop-at %" PRIu64 " -v)\n",
+		printf("the instruction at rip %" PRIx64 " makes the difference (see its operands: --stop-at %" PRIu64 ")\n",
 		       last->rip, before);
 	return 1;
 }

@@ -545,8 +545,10 @@ static int run(struct run_options *o)
 		return CLI_FAIL;
 
 	char cmdline[2048 + 2048];
+	/* A deterministic run is the same run with and without -v. */
+	const bool quiet = !o->console && (!o->verbose || o->deterministic);
 	int n = bare ? snprintf(cmdline, sizeof cmdline, "%s", o->append + (o->append[0] == ' ')) :
-		snprintf(cmdline, sizeof cmdline, "%s%s%s%s%s%s", base_cmdline, o->console || o->verbose ? "" : " quiet",
+		snprintf(cmdline, sizeof cmdline, "%s%s%s%s%s%s", base_cmdline, quiet ? " quiet" : "",
 			 o->console && init ? " umbra.console" : "", init ? " rdinit=" : "", init ? init : "", o->append);
 	if (n < 0 || n >= (int)sizeof cmdline)
 		return cli_error("run: the kernel parameters are too long");

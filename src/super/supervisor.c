@@ -309,7 +309,7 @@ static void super_vm_ended(struct super *s, const struct msg *m)
 	memcpy(s->ended.text, text, sizeof text);
 	s->want_report |= s->ended.ending == PROTO_END_TRIPLE_FAULT || s->ended.ending == PROTO_END_ENGINE ||
 			  s->ended.ending == PROTO_END_PANIC ||
-			  (s->ended.ending == PROTO_END_INSN_LIMIT && s->cfg->verbose); /* not an error, but asked for */
+			  (s->ended.ending == PROTO_END_INSN_LIMIT && s->cfg->checkpoint_fd < 0); /* no error: to be looked at */
 	if (s->phase < SUPER_STOPPING)
 		super_phase_timer(s, SUPER_STOPPING, SUPER_EXIT_NS); /* it exits by itself, soon */
 }

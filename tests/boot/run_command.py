@@ -185,6 +185,34 @@ def test_deterministic():
               for r in results]
     assert counts[0] == counts[1] and len(counts[0]) == 5, counts
 
+def test_deterministic_compare():
+    """Two runs that differ (in the seed): what compare says to do next leads to the first different instruction."""
+    need_kernel()
+    with tempfile.TemporaryDirectory() as d:
+        stop, more, text = "20000000", "", ""
+        for _ in range(4):
+            for seed in (1, 2):
+                rc, out, err = run(f"--deterministic={seed}", "--append", "nokaslr", "--stop-at", stop, "--checkpoints",
+                                   f"{d}/{seed}{more}", "--", "true")
+                assert (rc, out, err) == (0, b"", b""), (rc, out, err)
+            rc, out, err = umbra("compare", f"{d}/1", f"{d}/2")
+            text = out.decode()
+            assert rc == 1 and not err, (rc, text, err)
+            step = re.search(r"--stop-at (\d+) --checkpoints FILE(\S+)", text)
+            if not step:
+                break
+            stop, more = step.groups()
+        found = re.search(r"agree up to instruction (\d+) and differ at (\d+)", text)
+        assert found and int(found[2]) == int(found[1]) + 1, text
+        at = re.search(r"the instruction at rip (\w+) makes .*--stop-at (\d+)\)", text)
+        assert at and at[2] == found[1], text
+        rc, out, err = run("--deterministic=1", "--append", "nokaslr", "--stop-at", at[2], "--", "true",
+                           env={"XDG_STATE_HOME": d})
+        name = re.search(rb"the state at the end is in (\S+)", err)
+        assert rc == 0 and name, (rc, err)
+        report = pathlib.Path(name[1].decode()).read_text()
+        assert re.search(rf"^rip +{int(at[1], 16):016x}", report, re.M), report
+
 def test_stats_and_verbose():
     rc, out, err = run("--stats", "--", "true")
     assert rc == 0 and re.search(rb"^stats: instructions +\d{6,}$", err, re.M) and b"boot_ns" in err, err

@@ -55,6 +55,10 @@ def test_options():
         (["--hostname", "a b"], "not a host name"), (["--hostname", "x" * 70], "not a host name"),
         (["--name", "../x"], "not a name"), (["--console", "--", "ls"], "--console"),
         (["--append", "a\nb"], "line break"), (["--append", "x" * 5000], "too long"),
+        (["--stop-at", "0", "--deterministic"], "--stop-at 0"), (["--stop-at", "-5"], "--stop-at -5"),
+        (["--stop-at", "5"], "add --deterministic"), (["--checkpoints", "f"], "add --deterministic"),
+        (["--checkpoints", "f,0"], "--checkpoints 0"), (["--checkpoints", "f,"], "--checkpoints"),
+        (["--checkpoints", "f,5,x"], "--checkpoints x"), (["--block-limit", "none"], "--block-limit none"),
         (["--trace", "no-such-event"], "--trace"), (["--trace-file", "x"], "--trace-file"),
         (["--kernel", "\x1b[31mred"], "cannot open"),
     ]:
@@ -71,6 +75,9 @@ def test_verbs():
     bad(verb="trace", says="one trace file")
     bad("/nosuch", verb="trace", says="cannot open")
     bad(write("no.trace", b"x" * 5000), verb="trace", says="cannot decode")
+    bad("one", verb="compare", says="two files")
+    bad("/nosuch", "/nosuch", verb="compare", says="cannot open")
+    bad(write("no.checkpoints", b"x" * 5000), "/etc/passwd", verb="compare", says="not a file of checkpoints")
     bad("explode", verb="help", says="no such verb")
 
 def test_help():
