@@ -21,13 +21,14 @@ bool gen_decode(const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecod
 	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, len, z, ops));
 }
 
-void disassemble(const u8 *bytes, u32 len, u64 rip, char *out, u32 size)
+unsigned disassemble(const u8 *bytes, u32 len, u64 rip, char *out, u32 size)
 {
 	ZydisDecodedInstruction z;
 	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
 	if (!gen_decode(bytes, len, &z, ops) ||
 	    !ZYAN_SUCCESS(ZydisFormatterFormatInstruction(&formatter, &z, ops, z.operand_count_visible, out, size, rip, NULL)))
-		snprintf(out, size, "(undecodable)");
+		return snprintf(out, size, "(undecodable)"), 0;
+	return z.length;
 }
 
 /* Mnemonics that cannot be compared with the host at CPL 3, with the reason.  Privileged ones that merely raise #GP

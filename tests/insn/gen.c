@@ -179,7 +179,7 @@ void gen_batch(struct insn_batch *b, struct rng *r)
 
 /* --- addresses --- */
 
-static u64 pick_target(struct rng *r, unsigned size, bool locked, bool addr64)
+u64 pick_target(struct rng *r, unsigned size, bool locked, bool addr64)
 {
 	u64 end = DATA_BASE + DATA_SIZE, rw_end = DATA_BASE + DATA_RW_SIZE, k = rng_below(r, 128);
 	if (!size)
@@ -243,7 +243,7 @@ static u64 pick_branch_target(struct rng *r, const struct insn_case *c)
 	}
 }
 
-static u64 reg_of_case(const struct insn_case *c, ZydisRegister reg, int *num)
+u64 reg_of_case(const struct insn_case *c, ZydisRegister reg, int *num)
 {
 	if (num)
 		*num = -1;
@@ -259,7 +259,7 @@ static u64 reg_of_case(const struct insn_case *c, ZydisRegister reg, int *num)
 }
 
 /* Zydis 4.0 names R13D as base where ModRM.mod = 0 and SIB.base = 5 mean "no base" (address-size prefix, REX.B). */
-static ZydisRegister real_base(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+ZydisRegister real_base(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
 {
 	if (o->visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT && (z->attributes & ZYDIS_ATTRIB_HAS_SIB) && z->raw.modrm.mod == 0 &&
 	    z->raw.sib.base == 5)
@@ -268,18 +268,18 @@ static ZydisRegister real_base(const ZydisDecodedInstruction *z, const ZydisDeco
 }
 
 /* ... and forgets the displacement that takes its place. */
-static u64 real_disp(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
+u64 real_disp(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *o)
 {
 	return (u64)(real_base(z, o) != o->mem.base ? z->raw.disp.value : o->mem.disp.value);
 }
 
-static u64 seg_base(const struct insn_case *c, ZydisRegister seg)
+u64 seg_base(const struct insn_case *c, ZydisRegister seg)
 {
 	return seg == ZYDIS_REGISTER_FS ? c->fs_base : seg == ZYDIS_REGISTER_GS ? c->gs_base : 0;
 }
 
 /* The bytes an access may touch, as [*lo, *lo + *len); slack included for hidden movements of RSP, strings, XSAVE. */
-static bool operand_range_ok(u64 addr)
+bool operand_range_ok(u64 addr)
 {
 	const u64 slack = 0x20000;
 	if (addr >= 0xffff800000000000ull)
@@ -412,7 +412,7 @@ void gen_state(struct insn_case *c, struct rng *r)
 }
 
 /* Random operand bits for template t into c->bytes. */
-static u32 randomise_bytes(struct insn_case *c, const struct tmpl *t0, struct rng *r, unsigned attempt)
+u32 randomise_bytes(struct insn_case *c, const struct tmpl *t0, struct rng *r, unsigned attempt)
 {
 	struct tmpl t = *t0;
 	u8 buf[32];

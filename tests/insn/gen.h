@@ -55,6 +55,7 @@ bool gen_garbage(struct insn_case *c, const struct insn_batch *b, struct rng *r)
 /* Everything but the bytes: registers, flags, position. */
 void gen_state(struct insn_case *c, struct rng *r);
 
-void disassemble(const u8 *bytes, u32 len, u64 rip, char *out, u32 size);
+/* Returns the length, 0: undecodable. */
+unsigned disassemble(const u8 *bytes, u32 len, u64 rip, char *out, u32 size);
 
 #endif

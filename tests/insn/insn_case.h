@@ -1,4 +1,4 @@
-/* One test case: a single instruction with its complete initial state, and what an executor made of it.
+/* One test case: an instruction, or a few, with its complete initial state, and what an executor made of it.
  *
  * The tested memory is one "arena" of five pages at fixed low linear addresses, the same natively and in the guest:
  *
@@ -41,6 +41,8 @@
 /* insn_case.form of what is not one instruction of the table */
 #define FORM_GARBAGE ~0u
 #define FORM_DIRECTED (~0u - 1)
+#define FORM_SEQUENCE (~0u - 2)
+#define CASE_BYTES 231
 
 struct case_patch {
 	u64 addr; /* linear, within the data pages */
@@ -54,7 +56,7 @@ struct insn_case {
 	u64 rflags;    /* status flags, DF, AC, TF, ID */
 	u64 fs_base, gs_base;
 	u8 len;        /* bytes to place (may be more than the architecture permits) */
-	u8 bytes[31];
+	u8 bytes[CASE_BYTES];
 	u16 vec;       /* index into batch->vec */
 	u8 vec_reg;    /* this vector register gets vec_val instead, 0xff: none */
 	u8 n_patches;

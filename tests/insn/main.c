@@ -1,10 +1,10 @@
 /* insn: every instruction form of the interpreter against the host CPU.
  *
- *	insn [--count N] [--seed S] [--case N] [--form TEXT] [--engines A,B] [--list] [--min N] [--verbose]
+ *	insn [--count N] [--seed S] [--case N] [--form TEXT] [--engines A,B] [--list] [--min N] [--sequences] [--verbose]
  *
  * The first engine is the oracle ("native"), the second the one under test ("interp", "translate", "translate-hot"; "native" again checks the oracle
  * itself: forms whose result is not a function of the case show up).  One line of the seed reruns everything; --case
- * reruns one case of it, --form only forms whose name contains TEXT. */
+ * reruns one case of it, --form only forms whose name contains TEXT.  --sequences: random pieces of code instead of single instructions. */
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ static const struct executor *const executors[] = { &executor_native, &executor_
 
 static u64 opt_count = 200000, opt_seed = 1, opt_case = ~0ull, opt_min = 1;
 static const char *opt_form;
-static bool opt_list, opt_verbose;
+static bool opt_list, opt_verbose, opt_sequences;
 static unsigned shown;
 #define MAX_SHOWN 20
 
@@ -70,6 +70,10 @@ static void fill_batch(struct insn_batch *b, u64 first, u32 n)
 	for (u32 i = 0; i < n; i++) {
 		struct insn_case *c = &b->c[i];
 		rng_seed(&r, opt_seed ^ 0xabcdef, first + i);
+		if (opt_sequences) {
+			sequence_case(c, &r);
+			continue;
+		}
 		bool garbage = !opt_form && rng_one_in(&r, 50);
 		if (garbage && gen_garbage(c, b, &r)) {
 			n_garbage++;
@@ -91,7 +95,7 @@ static void check_case(struct executor *a, struct executor *b, u32 i, u64 number
 {
 	struct insn_case *c = &a->batch->c[i];
 	struct insn_result *want = &a->result[i], *got = &b->result[i];
-	struct form *f = c->form != FORM_GARBAGE ? &forms[c->form] : NULL;
+	struct form *f = c->form < n_forms ? &forms[c->form] : NULL;
 	ends[want->end & 127]++;
 	if (f) {
 		f->runs++;
@@ -114,7 +118,7 @@ static void check_case(struct executor *a, struct executor *b, u32 i, u64 number
 		return;
 	if (!same)
 		shown++;
-	printf("%s case %llu: %s\n", same ? "AGREES" : "MISMATCH", (unsigned long long)number, f ? f->name : "(not an instruction)");
+	printf("%s case %llu: %s\n", same ? "AGREES" : "MISMATCH", (unsigned long long)number, f ? f->name : c->form == FORM_SEQUENCE ? "sequence" : "(not an instruction)");
 	print_case(a->batch, c, stdout);
 	printf("    native: %s error %x rip %llx cr2 %llx\n", end_name(want->end), want->error, (unsigned long long)want->rip,
 	       (unsigned long long)want->cr2);
@@ -234,7 +238,8 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "count", 1, 0, 'n' }, { "seed", 1, 0, 's' }, { "case", 1, 0, 'c' }, { "form", 1, 0, 'f' },
-		{ "engines", 1, 0, 'e' }, { "list", 0, 0, 'l' }, { "min", 1, 0, 'm' }, { "verbose", 0, 0, 'v' }, { 0 },
+		{ "engines", 1, 0, 'e' }, { "list", 0, 0, 'l' }, { "min", 1, 0, 'm' }, { "verbose", 0, 0, 'v' },
+		{ "sequences", 0, 0, 'q' }, { 0 },
 	};
 	char engines[64] = "native,interp";
 	int o;
@@ -247,6 +252,7 @@ int main(int argc, char **argv)
 		case 'e': snprintf(engines, sizeof(engines), "%s", optarg); break;
 		case 'l': opt_list = true; break;
 		case 'm': opt_min = strtoull(optarg, NULL, 0); break;
+		case 'q': opt_sequences = true; break;
 		case 'v': opt_verbose = true; break;
 		default: return 2;
 		}
@@ -273,7 +279,7 @@ int main(int argc, char **argv)
 	struct executor *a = make_executor(engines), *b = make_executor(second);
 	if (!host_read_maps())
 		return 2;
-	if (opt_case == ~0ull && !opt_form)
+	if (opt_case == ~0ull && !opt_form && !opt_sequences)
 		mismatches += run_directed(a, b);
 	if (opt_count || opt_case != ~0ull)
 		run_random(a, b);
@@ -282,7 +288,7 @@ int main(int argc, char **argv)
 	if (opt_case != ~0ull)
 		return mismatches ? 1 : 0;
 	report_known(stdout);
-	u32 missed = report_forms();
+	u32 missed = opt_sequences ? 0 : report_forms();
 	printf("insn: ended with");
 	for (unsigned i = 0; i < ARRAY_SIZE(ends); i++)
 		if (ends[i])
