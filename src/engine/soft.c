@@ -483,5 +483,7 @@ static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
 	.unknown_msrs = soft_unknown_msrs,                                                                             \
 	.stats = soft_stats,
 
+bool hv_translator_usable(void) { return translate_usable(); }
+
 const struct hv_ops hv_interpreter = { .name = "interpret", .create = soft_create, SOFT_OPS };
 const struct hv_ops hv_translator = { .name = "translate", .create = translate_create, SOFT_OPS };

@@ -80,7 +80,10 @@ static void role_vm_prepare(struct role_vm *vm)
 			role_fail(EINVAL, "cannot start the VM: the trace buffer is malformed");
 		vm->trace->tsc_khz = c->tsc_khz;
 	}
-	vm->hv = c->engine == SUPER_ENGINE_TRANSLATE ? &hv_translator : &hv_interpreter;
+	const bool can_translate = hv_translator_usable();
+	if (c->engine == SUPER_ENGINE_TRANSLATE && !can_translate)
+		role_fail(ENOTSUP, "cannot translate: the host's CPU has no BMI2 or its kernel no FSGSBASE (use --engine interpret)");
+	vm->hv = c->engine != SUPER_ENGINE_INTERPRET && can_translate ? &hv_translator : &hv_interpreter;
 
 	struct machine_config mc;
 	machine_config_init(&mc);

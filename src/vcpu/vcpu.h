@@ -139,6 +139,8 @@ struct hv_ops {
 };
 
 extern const struct hv_ops hv_interpreter; /* src/cpu alone */
+/* Does this host offer what the translator needs (BMI2, FSGSBASE)? */
+bool hv_translator_usable(void);
 extern const struct hv_ops hv_translator;  /* the same with hot code translated (src/engine/tr) */
 
 #endif

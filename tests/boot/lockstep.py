@@ -11,8 +11,8 @@ STOP = int(os.environ.get("LOCKSTEP_INSNS", 420_000_000))
 EVERY = 1_000_000
 
 WAYS = {
-    "interpreter": [],
-    "interpreter, blocks of 3": ["--block-limit", "3"],
+    "interpreter": ["--engine", "interpret"],
+    "interpreter, blocks of 3": ["--engine", "interpret", "--block-limit", "3"],
     "translator": ["--engine", "translate"],
     "translator at once": ["--engine", "translate", "--translate-after", "1"],
     "translator, random blocks": ["--engine", "translate", "--translate-after", "2", "--block-limit", str(random.randint(1, 20))],

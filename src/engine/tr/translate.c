@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <asm/hwcap2.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -1091,17 +1093,17 @@ bool translate_fault(struct cpu *c, u64 *pc)
 
 /* ---- set-up ---- */
 
-static bool host_can(void)
+bool translate_usable(void)
 {
 	u32 a = 7, b, cx = 0, d;
 	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(cx), "=d"(d));
-	return (b & BIT(8)) && (b & BIT(0)); /* BMI2, FSGSBASE */
+	return (b & BIT(8)) && (getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE); /* BMI2; the kernel lets user mode write the base */
 }
 
 int translate_attach(struct translator *t, struct cpu *c, u16 after)
 {
 	*t = (struct translator){ .size = TR_ARENA, .sites_size = TR_SITES };
-	if (!host_can())
+	if (!translate_usable())
 		return -ENOTSUP;
 	int fd = memfd_create("umbra-code", MFD_CLOEXEC);
 	if (fd < 0)

@@ -43,6 +43,8 @@ struct translator {
 };
 
 struct cpu;
+/* Has the host what translations need: BMI2, FSGSBASE for user mode? */
+bool translate_usable(void);
 /* Makes the arena (before the seccomp filter) and the common routines, hooks the translator into c; after: executions before a block
  * is translated, 0: the engine's own choice.
  * 0, -ENOTSUP (host without BMI2 or FSGSBASE) or -errno. */
