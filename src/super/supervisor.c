@@ -738,7 +738,8 @@ static void super_judge(struct super *s)
 			super_set_status(s, 0);
 		else
 			super_fail(s, "the VM ended: the guest %s before the command had ended%s%s",
-				   x->ending == PROTO_END_RESET ? "restarted" : "powered off", sep, x->text);
+				   x->ending == PROTO_END_RESET ? "restarted" : "powered off",
+				   x->ending == PROTO_END_RESET ? sep : "", x->ending == PROTO_END_RESET ? x->text : "");
 		break;
 	case PROTO_END_TRIPLE_FAULT:
 	case PROTO_END_ENGINE:
