@@ -103,6 +103,12 @@ static void check_fsgsbase(struct found *f)
 	say(f, on, on ? "usable by programs" : "not enabled by the host kernel (Linux 5.9 does)");
 }
 
+static void check_bmi2(struct found *f)
+{
+	bool on = cpuid_bit(7, 0, EBX, 8);
+	say(f, on, on ? "usable by programs" : "the processor does not have it");
+}
+
 static void check_kernel(struct found *f)
 {
 	struct utsname u;
@@ -229,7 +235,8 @@ static const struct check {
 	{ "processor", true, check_cpu, "no VM runs" },
 	{ "xsave", true, check_xsave, "no VM runs: vector instructions execute on the host's own registers" },
 	{ "tsc", false, check_tsc, "guest time may drift" },
-	{ "fsgsbase", false, check_fsgsbase, "nothing in this version; the translating engine will need it" },
+	{ "fsgsbase", false, check_fsgsbase, "--engine translate does not start" },
+	{ "bmi2", false, check_bmi2, "--engine translate does not start" },
 	{ "host-kernel", true, check_kernel, "" },
 	{ "seccomp", true, check_seccomp, "no VM runs: the process that executes the guest could not be confined" },
 	{ "no-new-privs", true, check_nnp, "no VM runs: as seccomp" },
