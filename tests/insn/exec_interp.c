@@ -4,7 +4,8 @@
  * result.
  *
  * "translate" translates every block before its first execution.  "translate-hot" runs every case twice and shows the
- * second run: TLB filled, blocks linked, the vector state live in the host's registers. */
+ * second run: TLB filled, blocks linked, the vector state live in the host's registers.  "translate-small" does so with
+ * hardly any room for translations. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -162,7 +163,7 @@ static void user_state(struct interp *t)
 		}
 }
 
-static struct executor *create(const struct executor *kind, bool translate, bool hot)
+static struct executor *create(const struct executor *kind, bool translate, bool hot, bool small)
 {
 	struct interp *t = mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (t == MAP_FAILED)
@@ -206,6 +207,10 @@ static struct executor *create(const struct executor *kind, bool translate, bool
 	}
 	if (translate)
 		translate_thread(t->cpu);
+	if (small) {
+		t->translator.size = t->translator.base + 24 * KiB;
+		t->translator.sites_size = 12 * KiB;
+	}
 
 	size_t stack = 256 * 1024;
 	stack_t ss = { .ss_sp = mmap(NULL, stack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), .ss_size = stack };
@@ -328,15 +333,21 @@ static void interp_wait(struct executor *e)
 static void interp_destroy(struct executor *e)
 {
 	struct interp *t = (struct interp *)e;
-	translate_detach(&t->translator);
+	if (t->translator.rw) {
+		t->translator.size = TR_ARENA;
+		t->translator.sites_size = TR_SITES;
+		translate_detach(&t->translator);
+	}
 	munmap(t, sizeof(*t));
 }
 
 #define OPS .destroy = interp_destroy, .start = interp_start, .wait = interp_wait
-static struct executor *interp_create(void) { return create(&executor_interp, false, false); }
-static struct executor *translate_create(void) { return create(&executor_translate, true, false); }
-static struct executor *translate_hot_create(void) { return create(&executor_translate_hot, true, true); }
+static struct executor *interp_create(void) { return create(&executor_interp, false, false, false); }
+static struct executor *translate_create(void) { return create(&executor_translate, true, false, false); }
+static struct executor *translate_hot_create(void) { return create(&executor_translate_hot, true, true, false); }
+static struct executor *translate_small_create(void) { return create(&executor_translate_small, true, true, true); }
 
 const struct executor executor_interp = { .name = "interp", .create = interp_create, OPS };
 const struct executor executor_translate = { .name = "translate", .create = translate_create, OPS };
 const struct executor executor_translate_hot = { .name = "translate-hot", .create = translate_hot_create, OPS };
+const struct executor executor_translate_small = { .name = "translate-small", .create = translate_small_create, OPS };

@@ -125,6 +125,7 @@ struct executor {
 	void (*start)(struct executor *e);
 	void (*wait)(struct executor *e);
 };
-extern const struct executor executor_native, executor_interp, executor_translate, executor_translate_hot;
+extern const struct executor executor_native, executor_interp, executor_translate, executor_translate_hot,
+	executor_translate_small;
 
 #endif

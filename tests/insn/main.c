@@ -2,7 +2,7 @@
  *
  *	insn [--count N] [--seed S] [--case N] [--form TEXT] [--engines A,B] [--list] [--min N] [--sequences] [--verbose]
  *
- * The first engine is the oracle ("native"), the second the one under test ("interp", "translate", "translate-hot"; "native" again checks the oracle
+ * The first engine is the oracle ("native"), the second the one under test ("interp", "translate" and its variants; "native" again checks the oracle
  * itself: forms whose result is not a function of the case show up).  One line of the seed reruns everything; --case
  * reruns one case of it, --form only forms whose name contains TEXT.  --sequences: random pieces of code instead of single instructions. */
 #include <getopt.h>
@@ -15,7 +15,8 @@
 #include "compare.h"
 #include "gen_internal.h"
 
-static const struct executor *const executors[] = { &executor_native, &executor_interp, &executor_translate, &executor_translate_hot };
+static const struct executor *const executors[] = { &executor_native, &executor_interp, &executor_translate, &executor_translate_hot,
+	&executor_translate_small };
 
 static u64 opt_count = 200000, opt_seed = 1, opt_case = ~0ull, opt_min = 1;
 static const char *opt_form;

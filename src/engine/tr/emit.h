@@ -16,7 +16,7 @@ struct emit {
 
 static inline void emit_bytes(struct emit *e, const void *b, unsigned n)
 {
-	if ((u64)(e->end - e->p) < n) {
+	if (e->end - e->p < (s64)n) {
 		e->overflow = true;
 		return;
 	}

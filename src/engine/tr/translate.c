@@ -395,6 +395,9 @@ static bool scan_block(struct cpu *c, const struct block *b, const ZydisDecoder 
 
 /* ---- pass 2: emit ---- */
 
+/* Left free behind the code: a displacement that no longer fits is still patched. */
+#define TR_PATCH_ROOM 16
+
 struct gen {
 	struct translator *t;
 	struct emit e;
@@ -449,13 +452,13 @@ static u64 to_rx(const struct translator *t, const u8 *rw) { return (u64)(t->rx 
 static struct tr_site *new_site(struct gen *g, enum site_kind kind)
 {
 	struct translator *t = g->t;
+	const size_t size = ALIGN_UP(sizeof(struct tr_site), 16);
+	/* The last place is never a block's: what does not fit is written there, and thrown away by the caller. */
 	struct tr_site *s = (struct tr_site *)(t->sites + t->sites_used);
-	if (t->sites_size - t->sites_used < sizeof *s) {
+	if (t->sites_size - t->sites_used < 2 * size)
 		g->e.overflow = true;
-		t->sites_used = 0; /* everything is thrown away by the caller */
-		s = (struct tr_site *)t->sites;
-	}
-	t->sites_used += ALIGN_UP(sizeof *s, 16);
+	else
+		t->sites_used += size;
 	*s = (struct tr_site){ .block = g->b, .kind = (u8)kind, .t = { g->t0, g->t1 }, .local = g->local };
 	return s;
 }
@@ -1021,7 +1024,7 @@ void translate_block(struct cpu *c, struct block *b)
 	g->c = c;
 	g->b = b;
 	g->s = s;
-	g->e = (struct emit){ .p = t->rw + t->used, .end = t->rw + t->size };
+	g->e = (struct emit){ .p = t->rw + t->used, .end = t->rw + t->size - TR_PATCH_ROOM };
 	g->local = !pick_scratch(g, s->used);
 	u32 mentioned = 0;
 	for (unsigned k = 0; k < b->n; k++)
