@@ -43,6 +43,9 @@ static u64 wall_ns(void)
 	return (u64)ts.tv_sec * 1000000000 + (u64)ts.tv_nsec;
 }
 
+static int soft_signal_msi(struct hv *hv, const struct kvm_msi *msi);
+static int send_msi(void *hv, const struct kvm_msi *msi) { return soft_signal_msi(hv, msi); }
+
 static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 {
 	if (cfg->max_vcpus < 1 || cfg->max_vcpus > SOFT_MAX_VCPUS)
@@ -67,6 +70,7 @@ static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 	hv->boot_tsc = cfg->deterministic ? 0 : __builtin_ia32_rdtsc();
 	hv->boot_wall_ns = cfg->deterministic ? 1767225600ull * 1000000000 : wall_ns();
 	cpuid_table_init(&hv->cpuid, cfg->max_vcpus, hv->cfg.tsc_khz);
+	eventfds_init(&hv->eventfds, send_msi, hv);
 	int r = soft_faults_install();
 	if (r) {
 		free(hv);
@@ -90,6 +94,7 @@ static void soft_destroy(struct hv *hv)
 {
 	if (!hv)
 		return;
+	eventfds_destroy(&hv->eventfds);
 	for (unsigned k = 0; k < hv->ram.n; k++)
 		free_flags(&hv->ram.slot[k]);
 	free(hv);
@@ -147,6 +152,10 @@ static int soft_signal_msi(struct hv *hv, const struct kvm_msi *msi)
 	trace_emit(hv->cfg.trace, TRACE_MSI, 0, msi->address_lo, msi->data, (u64)delivered);
 	return delivered;
 }
+
+static int soft_set_gsi_routing(struct hv *hv, const struct kvm_irq_routing *r) { return eventfds_route(&hv->eventfds, r); }
+static int soft_irqfd(struct hv *hv, const struct kvm_irqfd *f) { return eventfds_irqfd(&hv->eventfds, f); }
+static int soft_ioeventfd(struct hv *hv, const struct kvm_ioeventfd *f) { return eventfds_ioeventfd(&hv->eventfds, f); }
 
 static void soft_invalidate(struct hv *hv, gpa_t gpa, u64 len)
 {
@@ -335,11 +344,23 @@ static int run_once(struct vcpu *v)
 		if (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
 			return 1;
 		return -EINTR;
-	case CPU_EXIT_IO: exit_io(v); return 0;
-	case CPU_EXIT_MMIO: exit_mmio(v); return 0;
+	case CPU_EXIT_IO:
+		if (c->io.write && eventfds_write(&v->hv->eventfds, true, c->io.port, c->io.size, c->io.data))
+			return 1;
+		exit_io(v);
+		return 0;
+	case CPU_EXIT_MMIO: {
+		const struct mmio_fragment *f = &c->mmio.f[c->mmio.n];
+		if (f->write && eventfds_write(&v->hv->eventfds, false, f->gpa.v, f->len, f->data))
+			return 1; /* answered: the instruction runs again and completes */
+		exit_mmio(v);
+		return 0;
+	}
 	case CPU_EXIT_HLT: {
 		const u64 before = cpu_raw_tsc(c);
 		cpu_trace(c, TRACE_HALT, c->rip, lapic_deadline(c), 0);
+		if (v->hv->n_vcpus == 1 && !(c->sflags & FL_IF) && !c->nmi_pending && !c->db_pending)
+			return finish(v, KVM_EXIT_HLT); /* an NMI could only come from another CPU: it is for ever */
 		soft_halt(v);
 		cpu_trace(c, TRACE_WAKE, c->rip, (u64)((u128)(cpu_raw_tsc(c) - before) * 1000000 / c->tsc_khz), 0);
 		return 1;
@@ -466,6 +487,9 @@ static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
 	.destroy = soft_destroy,                                                                                       \
 	.set_memory_region = soft_set_memory_region,                                                                   \
 	.signal_msi = soft_signal_msi,                                                                                 \
+	.set_gsi_routing = soft_set_gsi_routing,                                                                       \
+	.irqfd = soft_irqfd,                                                                                           \
+	.ioeventfd = soft_ioeventfd,                                                                                   \
 	.invalidate = soft_invalidate,                                                                                 \
 	.clock_ns = soft_clock_ns,                                                                                     \
 	.vcpu_create = soft_vcpu_create,                                                                               \

@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
+#include "engine/eventfd.h"
 #include "engine/native_memory.h"
 #include "engine/tr/translate.h"
 #include "vcpu/vcpu.h"
@@ -20,6 +21,7 @@ struct hv {
 	unsigned n_vcpus;
 	bool translate;      /* hot blocks are translated (engine/tr) */
 	u64 boot_tsc, boot_wall_ns;
+	struct eventfds eventfds;
 };
 
 struct vcpu {

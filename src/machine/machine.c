@@ -183,6 +183,9 @@ static bool handle_exit(struct machine *m, struct machine_cpu *c)
 		return true;
 	case KVM_EXIT_INTR:
 		return true;
+	case KVM_EXIT_HLT:
+		end_now(m, MACHINE_END_POWEROFF, 0, "it halted its CPU for good");
+		return false;
 	case KVM_EXIT_SHUTDOWN:
 		end_now(m, MACHINE_END_TRIPLE_FAULT, 0, "%s", m->ops->last_error(c->vcpu));
 		return false;

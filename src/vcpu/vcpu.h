@@ -93,6 +93,17 @@ struct hv_ops {
 	/* KVM_SIGNAL_MSI.  Any thread. */
 	int (*signal_msi)(struct hv *hv, const struct kvm_msi *msi);
 
+	/* KVM_SET_GSI_ROUTING, entries of type KVM_IRQ_ROUTING_MSI: what an irqfd of that GSI sends. */
+	int (*set_gsi_routing)(struct hv *hv, const struct kvm_irq_routing *r);
+
+	/* KVM_IRQFD (flags: KVM_IRQFD_FLAG_DEASSIGN only): a write to the eventfd sends the GSI's MSI.  The first call makes
+	 * a thread: before a sandbox forbids that. */
+	int (*irqfd)(struct hv *hv, const struct kvm_irqfd *f);
+
+	/* KVM_IOEVENTFD (PIO and MMIO, datamatch, length 0 to 8): a matching guest write signals the eventfd and the vCPU
+	 * goes on without an exit.  Any thread; the eventfd is non-blocking. */
+	int (*ioeventfd)(struct hv *hv, const struct kvm_ioeventfd *f);
+
 	/* DMA: [gpa, gpa+len) was written by somebody else than a vCPU; decoded
 	 * code in it is forgotten before this returns.  Any thread. */
 	void (*invalidate)(struct hv *hv, gpa_t gpa, u64 len);
@@ -109,7 +120,7 @@ struct hv_ops {
 	/* KVM_RUN: runs until an exit the caller must handle; the reason is in
 	 * vcpu_shared()->exit_reason.  -EINTR after vcpu_kick().  HLT is handled
 	 * inside (the thread sleeps), as are the local APIC, MSRs and CPUID.
-	 * Exits: KVM_EXIT_IO, _MMIO, _IOAPIC_EOI, _SHUTDOWN (triple fault),
+	 * Exits: KVM_EXIT_HLT (the only CPU, interrupts disabled: nothing can wake it), KVM_EXIT_IO, _MMIO, _IOAPIC_EOI, _SHUTDOWN (triple fault),
 	 * _DEBUG, _INTERNAL_ERROR, UMBRA_EXIT_UNIMPLEMENTED.  I/O and MMIO reads
 	 * complete at the next vcpu_run, as in KVM. */
 	int (*vcpu_run)(struct vcpu *v);

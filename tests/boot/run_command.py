@@ -269,4 +269,9 @@ def test_nothing_left():
     time.sleep(0.2)
     assert processes() <= before, processes()
 
+def test_halt():
+    """A guest that stops its only processor for good ends the VM instead of sleeping for ever."""
+    status, out, err = umbra("run", "--kernel", need_kernel()["path"], "--", "halt", "-f", timeout=60)
+    assert status == 125 and b"halted its CPU for good" in err, (status, err)
+
 main(globals())
