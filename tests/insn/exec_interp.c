@@ -3,7 +3,7 @@
  * IDT to a handler that consists of HLT: the CPU's state at that exit and the frame on the guest's kernel stack are the
  * result.
  *
- * "translate" translates every block before its first execution.  "translate-hot" runs every case twice and shows the
+ * "translate" translates every block before its first execution, and checks what was emitted.  "translate-hot" runs every case twice and shows the
  * second run: TLB filled, blocks linked, the vector state live in the host's registers.  "translate-small" does so with
  * hardly any room for translations. */
 #include <errno.h>
@@ -23,7 +23,8 @@
 #include "cpu/seg.h"
 #include "cpu/setup.h"
 #include "engine/tr/translate.h"
-#include "insn_case.h"
+#include "engine/rt/rt.h"
+#include "gen_internal.h"
 
 /* Guest-physical pages. */
 enum {
@@ -163,6 +164,16 @@ static void user_state(struct interp *t)
 		}
 }
 
+static void checked_hot(struct cpu *c, struct block *b)
+{
+	const size_t from = c->translator->used;
+	rt_hot(c, b);
+	if (b->code && !check_emitted(c->translator, c->ram, b, from)) {
+		die_here("translated code breaks its rules");
+		exit(1);
+	}
+}
+
 static struct executor *create(const struct executor *kind, bool translate, bool hot, bool small)
 {
 	struct interp *t = mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -207,6 +218,8 @@ static struct executor *create(const struct executor *kind, bool translate, bool
 	}
 	if (translate)
 		translate_thread(t->cpu);
+	if (translate && !hot)
+		t->cpu->tr_hot = checked_hot;
 	if (small) {
 		t->translator.size = t->translator.base + 24 * KiB;
 		t->translator.sites_size = 12 * KiB;

@@ -25,4 +25,10 @@ extern const unsigned directed_count;
 const char *directed_name(unsigned n);
 void directed_case(struct insn_case *c, unsigned n, struct rng *r);
 
+/* check_code.c: is what was emitted for b from this offset on as translated code must be?  Says why not. */
+struct translator;
+struct block;
+struct ram;
+bool check_emitted(const struct translator *t, const struct ram *ram, const struct block *b, size_t from);
+
 #endif
