@@ -401,6 +401,20 @@ static void call_and_return(struct seq *s)
 	memcpy(s->c->bytes + over - 4, &d, 4);
 }
 
+/* add reg, reg: every register but RSP is used, so that a translation has none to spare. */
+static void use_all(struct seq *s)
+{
+	for (unsigned reg = 0; reg < 16; reg += 2) {
+		const unsigned to = reg == RSP ? 5 : reg, from = reg == RSP ? 0 : reg + 1;
+		const u8 b[3] = { (u8)(0x48 | (from >> 3) << 2 | to >> 3), 0x01, (u8)(0xc0 | (from & 7) << 3 | (to & 7)) };
+		begin_insn(s);
+		put(s, b, 3);
+		touch(s, from);
+		touch(s, to);
+		s->g.unknown |= (u16)(1u << to);
+	}
+}
+
 /* Where the last jump goes. */
 static u64 far_target(struct seq *s)
 {
@@ -461,6 +475,7 @@ void sequence_case(struct insn_case *c, struct rng *r)
 	struct seq s = { .c = c, .r = r };
 	const unsigned n = 2 + (unsigned)rng_below(r, 11);
 	const bool vector = rng_one_in(r, 3);
+	const unsigned crowded = rng_one_in(r, 3) ? (unsigned)rng_below(r, n) : ~0u;
 	for (unsigned k = 0; k < n && s.len + LAST_ROOM < sizeof c->bytes; k++) {
 		for (unsigned j = 0; j < s.n_labels;) {
 			if (s.label[j].left--) {
@@ -470,6 +485,8 @@ void sequence_case(struct insn_case *c, struct rng *r)
 			bind(&s, &s.label[j]);
 			s.label[j] = s.label[--s.n_labels];
 		}
+		if (k == crowded)
+			use_all(&s);
 		const unsigned kind = (unsigned)rng_below(r, 40);
 		if (kind < 3)
 			forward_jcc(&s);
