@@ -12,388 +12,10 @@
 #include "cpu/exec.h"
 #include "engine/rt/rt.h"
 #include "engine/tr/emit.h"
+#include "engine/tr/routines.h"
+#include "engine/tr/scan.h"
 
-static size_t r_off(unsigned reg) { return offsetof(struct cpu, r) + 8 * reg; }
-#define TR(field) (offsetof(struct cpu, trs) + offsetof(struct tr_state, field))
-#define SLOT(n) (TR(slot) + 8 * (n))
-
-/* ---- common routines ---- */
-
-/* All guest registers and flags to c->r, host stack, call fn(c); resume or return. */
-static void emit_call_c(struct translator *t, struct emit *e, s64 (*fn)(struct cpu *), const u8 *leave, const u8 *reload)
-{
-	(void)t;
-	for (unsigned r = 0; r < 16; r++)
-		emit_store_gs(e, r_off(r), r);
-	emit_load_gs(e, RSP, TR(host_rsp));
-	EMIT(e, 0x9c);                                 /* pushfq */
-	EMIT(e, 0x65, 0x8f, 0x04, 0x25);               /* pop gs:[aflags] */
-	emit_u32(e, (u32)offsetof(struct cpu, aflags));
-	EMIT(e, 0xf3, 0x48, 0x0f, 0xae, 0xcf);         /* rdgsbase rdi */
-	EMIT(e, 0x48, 0xb8);                           /* mov rax, fn */
-	u64 f = (u64)fn;
-	emit_bytes(e, &f, 8);
-	EMIT(e, 0xff, 0xd0);                           /* call rax */
-	EMIT(e, 0x48, 0x85, 0xc0);                     /* test rax, rax */
-	emit_patch(emit_jcc(e, 8), reload);            /* js reload */
-	emit_patch(emit_jmp(e), leave);
-}
-
-static u8 *emit_common(struct translator *t, struct emit *e, struct cpu *c)
-{
-	/* reload: registers and flags from c, jump to tr.target */
-	u8 *reload = e->p;
-	/* SF ZF AF PF CF by SAHF, OF by an addition that overflows when AL is 1: POPF costs five times as much. */
-	emit_load_gs(e, RAX, offsetof(struct cpu, aflags));
-	EMIT(e, 0x89, 0xc1);                           /* mov ecx, eax */
-	EMIT(e, 0xc1, 0xe9, 0x0b);                     /* shr ecx, 11 */
-	EMIT(e, 0x83, 0xe1, 0x01);                     /* and ecx, 1 */
-	EMIT(e, 0x88, 0xc4, 0x88, 0xc8);               /* mov ah, al; mov al, cl */
-	EMIT(e, 0x04, 0x7f, 0x9e);                     /* add al, 127; sahf */
-	for (unsigned r = 0; r < 16; r++)
-		emit_load_gs(e, r, r_off(r));
-	EMIT(e, 0x65, 0xff, 0x24, 0x25);               /* jmp gs:[tr.target] */
-	emit_u32(e, (u32)TR(target));
-
-	/* leave: return rax to the C caller of enter */
-	u8 *leave = e->p;
-	EMIT(e, 0x48, 0x83, 0xc4, 0x08);               /* add rsp, 8 */
-	EMIT(e, 0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3); /* pop r15 r14 r13 r12 rbp rbx; ret */
-
-	/* enter: called from C */
-	t->enter = e->p;
-	EMIT(e, 0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57); /* push rbx rbp r12 r13 r14 r15 */
-	EMIT(e, 0x48, 0x83, 0xec, 0x08);               /* sub rsp, 8: calls from here are aligned */
-	emit_store_gs(e, TR(host_rsp), RSP);
-	emit_patch(emit_jmp(e), reload);
-
-	t->call_site = e->p;
-	emit_call_c(t, e, rt_call, leave, reload);
-	t->leave_early = e->p;
-	emit_call_c(t, e, rt_early, leave, reload);
-	t->link = e->p;
-	emit_call_c(t, e, rt_link, leave, reload);
-	t->find_return = e->p;
-	emit_call_c(t, e, rt_return, leave, reload);
-	u8 *miss = e->p;
-	emit_call_c(t, e, rt_miss, leave, reload);
-
-	/* dispatch: all guest registers and flags live, R_RIP holds the target */
-	t->dispatch = e->p;
-	const size_t jc = (size_t)((u8 *)c->jcache - (u8 *)c);
-	emit_store_gs(e, SLOT(0), RAX);
-	EMIT(e, 0x9f, 0x0f, 0x90, 0xc0);               /* lahf; seto al */
-	emit_store_gs(e, SLOT(1), RCX);
-	emit_store_gs(e, SLOT(2), RDX);
-	emit_load_gs(e, RCX, r_off(R_RIP));
-	emit_mov(e, RDX, RCX);
-	EMIT(e, 0x48, 0xc1, 0xea, JCACHE_BITS);        /* shr rdx, JCACHE_BITS */
-	EMIT(e, 0x48, 0x31, 0xca);                     /* xor rdx, rcx */
-	EMIT(e, 0x81, 0xe2);                           /* and edx, mask */
-	emit_u32(e, (u32)MASK(JCACHE_BITS));
-	emit_lea(e, RDX, RDX, RDX, 1, 0);              /* sizeof(struct jcache_entry) = 24 = 3 * 8 */
-	EMIT(e, 0x65, 0x48, 0x3b, 0x0c, 0xd5);         /* cmp rcx, gs:[rdx*8 + rip] */
-	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, rip)));
-	u8 *m1 = emit_jcc(e, 5);
-	emit_load_gs(e, RCX, TR(jkey));
-	EMIT(e, 0x65, 0x48, 0x3b, 0x0c, 0xd5);         /* cmp rcx, gs:[rdx*8 + key] */
-	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, key)));
-	u8 *m2 = emit_jcc(e, 5);
-	EMIT(e, 0x65, 0x48, 0x8b, 0x14, 0xd5);         /* mov rdx, gs:[rdx*8 + block] */
-	emit_u32(e, (u32)(jc + offsetof(struct jcache_entry, block)));
-	EMIT(e, 0x80, 0x7a, (u8)offsetof(struct block, dead), 0); /* cmp byte [rdx + dead], 0 */
-	u8 *m3 = emit_jcc(e, 5);
-	EMIT(e, 0x48, 0x8b, 0x52, (u8)offsetof(struct block, code)); /* mov rdx, [rdx + code] */
-	EMIT(e, 0x48, 0x85, 0xd2);                     /* test rdx, rdx */
-	u8 *m4 = emit_jcc(e, 4);
-	emit_store_gs(e, TR(target), RDX);
-	EMIT(e, 0x04, 0x7f, 0x9e);                     /* add al, 127; sahf */
-	emit_load_gs(e, RAX, SLOT(0));
-	emit_load_gs(e, RCX, SLOT(1));
-	emit_load_gs(e, RDX, SLOT(2));
-	EMIT(e, 0x65, 0xff, 0x24, 0x25);
-	emit_u32(e, (u32)TR(target));
-	u8 *no = e->p;
-	EMIT(e, 0x04, 0x7f, 0x9e);
-	emit_load_gs(e, RAX, SLOT(0));
-	emit_load_gs(e, RCX, SLOT(1));
-	emit_load_gs(e, RDX, SLOT(2));
-	emit_patch(emit_jmp(e), miss);
-	emit_patch(m1, no);
-	emit_patch(m2, no);
-	emit_patch(m3, no);
-	emit_patch(m4, no);
-	return e->p;
-}
-_Static_assert(sizeof(struct jcache_entry) == 24, "the dispatcher scales by 3 * 8");
-_Static_assert(offsetof(struct block, dead) < 128 && offsetof(struct block, code) < 128, "disp8 in the dispatcher");
-
-/* ---- pass 1: scan ---- */
-
-enum how { HOW_COPY, HOW_VECTOR, HOW_VECTOR_MEM, HOW_DROP, HOW_MEM, HOW_LEA_RIP, HOW_PUSH, HOW_POP, HOW_CALL_C, HOW_JCC, HOW_JMP, HOW_JMP_IND, HOW_CALL, HOW_CALL_IND, HOW_RET };
-
-struct plan {
-	u8 how;
-	bool write;          /* MEM: stores (or both) */
-	bool extension;      /* COPY, MEM: a host may lack it (#UD) */
-	u8 level;            /* VECTOR: 0 SSE, 1 AVX, 2 AVX-512 */
-	u8 len;
-	u8 bytes[15];
-	ZydisDecodedInstruction zi;
-	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
-};
-
-struct scan {
-	struct plan plan[BLOCK_MAX_INSNS];
-	u32 used;            /* guest registers any instruction that stays in translated code refers to */
-};
-
-static int gpr_number(ZydisRegister r)
-{
-	switch (ZydisRegisterGetClass(r)) {
-	case ZYDIS_REGCLASS_GPR8:
-	case ZYDIS_REGCLASS_GPR16:
-	case ZYDIS_REGCLASS_GPR32:
-	case ZYDIS_REGCLASS_GPR64:
-		return ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r));
-	default: return -1;
-	}
-}
-
-static u32 registers_used(const struct plan *p)
-{
-	u32 used = 0;
-	for (unsigned k = 0; k < p->zi.operand_count; k++) {
-		const ZydisDecodedOperand *o = &p->ops[k];
-		int n = -1;
-		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER)
-			n = gpr_number(o->reg.value);
-		if (n >= 0)
-			used |= 1u << n;
-		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-			if ((n = gpr_number(o->mem.base)) >= 0)
-				used |= 1u << n;
-			if ((n = gpr_number(o->mem.index)) >= 0)
-				used |= 1u << n;
-		}
-	}
-	return used;
-}
-
-static bool high_byte(const struct plan *p)
-{
-	for (unsigned k = 0; k < p->zi.operand_count_visible; k++)
-		if (p->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && p->ops[k].reg.value >= ZYDIS_REGISTER_AH &&
-		    p->ops[k].reg.value <= ZYDIS_REGISTER_BH)
-			return true;
-	return false;
-}
-
-/* Integer instructions whose effect on registers and flags is the same wherever they run. */
-static bool copyable(const struct plan *p)
-{
-	const ZydisDecodedInstruction *z = &p->zi;
-	if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_SEGMENT_CS))
-		return false;
-	if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
-		/* Register forms only: a memory operand would have to be placed into the VEX prefix. */
-		for (unsigned k = 0; k < z->operand_count_visible; k++)
-			if (p->ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY)
-				return false;
-		switch (z->mnemonic) {
-		case ZYDIS_MNEMONIC_ANDN: case ZYDIS_MNEMONIC_BEXTR: case ZYDIS_MNEMONIC_BLSI: case ZYDIS_MNEMONIC_BLSMSK:
-		case ZYDIS_MNEMONIC_BLSR: case ZYDIS_MNEMONIC_BZHI: case ZYDIS_MNEMONIC_MULX: case ZYDIS_MNEMONIC_PDEP:
-		case ZYDIS_MNEMONIC_PEXT: case ZYDIS_MNEMONIC_RORX: case ZYDIS_MNEMONIC_SARX: case ZYDIS_MNEMONIC_SHLX:
-		case ZYDIS_MNEMONIC_SHRX: return true;
-		default: return false;
-		}
-	}
-	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
-		return false;
-	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_OR: case ZYDIS_MNEMONIC_ADC: case ZYDIS_MNEMONIC_SBB:
-	case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_SUB: case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_CMP:
-	case ZYDIS_MNEMONIC_TEST: case ZYDIS_MNEMONIC_INC: case ZYDIS_MNEMONIC_DEC: case ZYDIS_MNEMONIC_NEG:
-	case ZYDIS_MNEMONIC_NOT: case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR:
-	case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR:
-	case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD: case ZYDIS_MNEMONIC_MUL: case ZYDIS_MNEMONIC_IMUL:
-	case ZYDIS_MNEMONIC_MOV: case ZYDIS_MNEMONIC_MOVZX: case ZYDIS_MNEMONIC_MOVSX: case ZYDIS_MNEMONIC_MOVSXD:
-	case ZYDIS_MNEMONIC_XCHG: case ZYDIS_MNEMONIC_XADD: case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_BSWAP:
-	case ZYDIS_MNEMONIC_BSF: case ZYDIS_MNEMONIC_BSR: case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_LZCNT:
-	case ZYDIS_MNEMONIC_TZCNT: case ZYDIS_MNEMONIC_CBW: case ZYDIS_MNEMONIC_CWDE: case ZYDIS_MNEMONIC_CDQE:
-	case ZYDIS_MNEMONIC_CWD: case ZYDIS_MNEMONIC_CDQ: case ZYDIS_MNEMONIC_CQO: case ZYDIS_MNEMONIC_LAHF:
-	case ZYDIS_MNEMONIC_SAHF: case ZYDIS_MNEMONIC_CLC: case ZYDIS_MNEMONIC_STC: case ZYDIS_MNEMONIC_CMC:
-	case ZYDIS_MNEMONIC_ADCX: case ZYDIS_MNEMONIC_ADOX: case ZYDIS_MNEMONIC_CRC32: case ZYDIS_MNEMONIC_MOVBE:
-	case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: return true;
-	default: return z->meta.category == ZYDIS_CATEGORY_CMOV || z->meta.category == ZYDIS_CATEGORY_SETCC;
-	}
-}
-
-/* SSE to AVX-512 on vector and general registers, memory operands of fixed size without mask. */
-static bool vector_insn(struct plan *p, const ZydisDecodedOperand **mem)
-{
-	const ZydisDecodedInstruction *z = &p->zi;
-	bool vector = false;
-	p->level = z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? 2 : z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? 1 : 0;
-	if (z->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX &&
-	    z->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX)
-		return false;
-	if ((z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_LOCK)) || z->meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
-		return false;
-	for (unsigned k = 0; k < z->operand_count; k++) {
-		const ZydisDecodedOperand *o = &p->ops[k];
-		const bool visible = k < z->operand_count_visible;
-		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-			if (!visible || *mem || o->mem.type != ZYDIS_MEMOP_TYPE_MEM || !o->size || o->size > 512 ||
-			    (gpr_number(o->mem.index) < 0) != (o->mem.index == ZYDIS_REGISTER_NONE))
-				return false;
-			*mem = o;
-			p->write = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-			continue;
-		}
-		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || gpr_number(o->reg.value) >= 0)
-			continue;
-		switch (ZydisRegisterGetClass(o->reg.value)) {
-		case ZYDIS_REGCLASS_XMM: vector = true; break;
-		case ZYDIS_REGCLASS_YMM: vector = true; break;
-		case ZYDIS_REGCLASS_ZMM: vector = true; break;
-		case ZYDIS_REGCLASS_FLAGS: break;
-		case ZYDIS_REGCLASS_MASK:
-			if (o->reg.value != ZYDIS_REGISTER_K0 && o->encoding == ZYDIS_OPERAND_ENCODING_MASK)
-				return false; /* fault suppression, merging: the handler knows */
-			vector = true;
-			p->level = 2;
-			break;
-		default:
-			if (visible || o->reg.value != ZYDIS_REGISTER_MXCSR)
-				return false;
-		}
-	}
-	if (z->avx.mask.reg != ZYDIS_REGISTER_NONE && z->avx.mask.reg != ZYDIS_REGISTER_K0)
-		return false;
-	if (*mem && z->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID && !z->avx.broadcast.is_static)
-		return false;
-	return vector && z->meta.category != ZYDIS_CATEGORY_GATHER && z->meta.category != ZYDIS_CATEGORY_SCATTER;
-}
-
-static void classify(struct plan *p, const struct insn *i)
-{
-	const ZydisDecodedInstruction *z = &p->zi;
-	const ZydisDecodedOperand *mem = NULL;
-	bool other = false; /* an explicit operand that is neither general register, memory nor immediate */
-	p->how = HOW_CALL_C;
-	p->extension = z->meta.isa_ext != ZYDIS_ISA_EXT_BASE && z->meta.isa_ext != ZYDIS_ISA_EXT_LONGMODE;
-	if (i->fn == op_ud)
-		return; /* the decoder library knows instructions that this CPU does not have */
-	for (unsigned k = 0; k < z->operand_count_visible; k++) {
-		const ZydisDecodedOperand *o = &p->ops[k];
-		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-			mem = o;
-			p->write |= !!(o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
-		} else if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number(o->reg.value) < 0) {
-			other = true;
-		}
-	}
-	const bool near64 = z->operand_width == 64;
-	switch (z->mnemonic) {
-	case ZYDIS_MNEMONIC_NOP:
-	case ZYDIS_MNEMONIC_PAUSE:
-	case ZYDIS_MNEMONIC_ENDBR32:
-	case ZYDIS_MNEMONIC_ENDBR64:
-	case ZYDIS_MNEMONIC_LFENCE:
-	case ZYDIS_MNEMONIC_SFENCE: p->how = HOW_DROP; return;
-	case ZYDIS_MNEMONIC_LEA:
-		if (z->address_width == 64)
-			p->how = p->ops[1].mem.base == ZYDIS_REGISTER_RIP ? HOW_LEA_RIP : HOW_COPY;
-		return;
-	case ZYDIS_MNEMONIC_PUSH:
-		if (near64 && !mem && !other)
-			p->how = HOW_PUSH;
-		return;
-	case ZYDIS_MNEMONIC_POP:
-		if (near64 && !mem && !other)
-			p->how = HOW_POP;
-		return;
-	case ZYDIS_MNEMONIC_JMP:
-	case ZYDIS_MNEMONIC_CALL: {
-		if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || !near64 || (mem && z->address_width != 64))
-			return;
-		const bool imm = p->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-		if (z->mnemonic == ZYDIS_MNEMONIC_JMP)
-			p->how = imm ? HOW_JMP : HOW_JMP_IND;
-		else
-			p->how = imm ? HOW_CALL : HOW_CALL_IND;
-		return;
-	}
-	case ZYDIS_MNEMONIC_RET:
-		if (z->meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && near64)
-			p->how = HOW_RET;
-		return;
-	default: break;
-	}
-	if (z->meta.category == ZYDIS_CATEGORY_COND_BR) {
-		/* Only Jcc; LOOP and JRCXZ go through C.  (Xeon Phi had JKZD with the same opcode behind a VEX prefix.) */
-		if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && (z->opcode & 0xf0) == (z->opcode_map == ZYDIS_OPCODE_MAP_0F ? 0x80 : 0x70) &&
-		    z->operand_width != 16)
-			p->how = HOW_JCC;
-		return;
-	}
-	if (z->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
-		p->how = HOW_VECTOR;
-		p->level = 1;
-		return;
-	}
-	const ZydisDecodedOperand *vmem = NULL;
-	if (other && vector_insn(p, &vmem) && (!vmem || z->address_width == 64)) {
-		p->how = vmem ? HOW_VECTOR_MEM : HOW_VECTOR;
-		return;
-	}
-	if (other || !copyable(p))
-		return;
-	if (!mem) {
-		p->how = HOW_COPY;
-		return;
-	}
-	if (z->address_width != 64 || high_byte(p))
-		return;
-	if ((z->mnemonic == ZYDIS_MNEMONIC_BT || z->mnemonic == ZYDIS_MNEMONIC_BTS || z->mnemonic == ZYDIS_MNEMONIC_BTR ||
-	     z->mnemonic == ZYDIS_MNEMONIC_BTC) && p->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER)
-		return; /* the bit offset moves the address */
-	p->how = HOW_MEM;
-}
-
-static void decoder_setup(ZydisDecoder *d)
-{
-	ZydisDecoderInit(d, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
-	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-	ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
-}
-
-static bool scan_block(struct cpu *c, const struct block *b, const ZydisDecoder *decoder, struct scan *s)
-{
-	const u8 *code = ram_ptr(c->ram, GPA(b->gpa), b->bytes);
-	if (!code)
-		return false;
-	s->used = 1u << RSP | 1u << RCX;
-	for (unsigned k = 0; k < b->n; k++) {
-		struct plan *p = &s->plan[k];
-		const struct insn *i = &b->insn[k];
-		p->write = false;
-		p->len = i->len;
-		if (i->len > 15 || i->off + i->len > b->bytes)
-			return false;
-		memcpy(p->bytes, code + i->off, i->len);
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, p->bytes, i->len, &p->zi, p->ops)) || p->zi.length != i->len) {
-			return false;
-		}
-		classify(p, i);
-		s->used |= registers_used(p);
-	}
-	return true;
-}
-
-/* ---- pass 2: emit ---- */
+/* ---- pass 2: emit (pass 1: scan.h) ---- */
 
 /* Left free behind the code: a displacement that no longer fits is still patched. */
 #define TR_PATCH_ROOM 16
@@ -816,7 +438,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 		return true;
 	}
 	case HOW_LEA_RIP: {
-		unsigned dst = (unsigned)gpr_number(p->ops[0].reg.value);
+		unsigned dst = (unsigned)scan_gpr(p->ops[0].reg.value);
 		if (p->ops[0].size != 64 || i->disp < INT32_MIN || i->disp > INT32_MAX) {
 			emit_call_insn(g, i);
 			return true;
@@ -830,7 +452,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 			if (p->ops[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
 				o = &p->ops[j];
 		u8 *before = e->p;
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		if (!o || !emit_address(g, i, o)) {
 			e->p = before;
 			emit_call_insn(g, i);
@@ -849,7 +471,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 	case HOW_VECTOR: {
 		struct tr_site *check = NULL, *fault = insn_site(g, i, false);
 		if (!(g->vector_checked & (1u << p->level))) {
-			scratch_begin(g, registers_used(p));
+			scratch_begin(g, scan_registers(p));
 			check = insn_site(g, i, true);
 			emit_vector_check(g, p->level, check);
 			scratch_end(g);
@@ -867,7 +489,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 			if (p->ops[j].type == ZYDIS_OPERAND_TYPE_MEMORY)
 				o = &p->ops[j];
 		u8 *before = e->p;
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
 		const u8 checked = g->vector_checked;
 		const unsigned colds = g->n_cold;
@@ -888,12 +510,12 @@ static bool emit_insn(struct gen *g, unsigned k)
 		return true;
 	}
 	case HOW_PUSH: {
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
 		emit_lea(e, g->t0, RSP, 16, 0, -8);
 		emit_tlb(g, 8, true, s);
 		if (p->ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-			emit_store(e, g->t0, g->t1, 0, (unsigned)gpr_number(p->ops[0].reg.value));
+			emit_store(e, g->t0, g->t1, 0, (unsigned)scan_gpr(p->ops[0].reg.value));
 		} else {
 			EMIT(e, emit_rex(1, 0, g->t0, g->t1), 0xc7); /* mov qword [t0 + t1], simm32 */
 			emit_modrm_mem(e, 0, g->t0, g->t1, 0, 0);
@@ -905,9 +527,9 @@ static bool emit_insn(struct gen *g, unsigned k)
 		return true;
 	}
 	case HOW_POP: {
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
-		unsigned dst = (unsigned)gpr_number(p->ops[0].reg.value);
+		unsigned dst = (unsigned)scan_gpr(p->ops[0].reg.value);
 		emit_lea(e, g->t0, RSP, 16, 0, 0);
 		emit_tlb(g, 8, false, s);
 		emit_load(e, dst, g->t0, g->t1, 0);
@@ -927,7 +549,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 	}
 	case HOW_JMP: emit_exit(g, (s64)i->imm, false); return true;
 	case HOW_CALL: {
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
 		emit_lea(e, g->t0, RSP, 16, 0, -8);
 		emit_tlb(g, 8, true, s);
@@ -940,7 +562,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 		return true;
 	}
 	case HOW_RET: {
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
 		emit_lea(e, g->t0, RSP, 16, 0, 0);
 		emit_tlb(g, 8, false, s);
@@ -957,7 +579,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 			return true;
 		}
 		u8 *start = e->p;
-		scratch_begin(g, registers_used(p));
+		scratch_begin(g, scan_registers(p));
 		struct tr_site *s = insn_site(g, i, true);
 		if (p->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
 			if (!emit_address(g, i, &p->ops[0])) {
@@ -968,7 +590,7 @@ static bool emit_insn(struct gen *g, unsigned k)
 			emit_tlb(g, 8, false, s);
 			emit_load(e, g->t0, g->t0, g->t1, 0);
 		} else {
-			emit_mov(e, g->t0, (unsigned)gpr_number(p->ops[0].reg.value));
+			emit_mov(e, g->t0, (unsigned)scan_gpr(p->ops[0].reg.value));
 		}
 		emit_canonical(g, s);
 		if (p->how == HOW_CALL_IND) {
@@ -1028,7 +650,7 @@ void translate_block(struct cpu *c, struct block *b)
 	g->local = !pick_scratch(g, s->used);
 	u32 mentioned = 0;
 	for (unsigned k = 0; k < b->n; k++)
-		mentioned |= registers_used(&s->plan[k]);
+		mentioned |= scan_registers(&s->plan[k]);
 	g->rcx_used = g->local || (mentioned & (1u << RCX));
 	const enum tlb_ctx ctx = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_AC ? TLB_KERNEL_AC : TLB_KERNEL;
 	g->ctx = (u8)ctx;
@@ -1128,11 +750,11 @@ int translate_attach(struct translator *t, struct cpu *c, u16 after)
 	t->work = malloc(sizeof *t->work);
 	if (!t->work)
 		return -ENOMEM;
-	decoder_setup(&t->work->decoder);
+	scan_decoder_init(&t->work->decoder);
 	t->sites_used = 64;
 	c->translator = t;
 	struct emit e = { .p = t->rw, .end = t->rw + t->size };
-	u8 *end = emit_common(t, &e, c);
+	u8 *end = routines_emit(t, &e, c);
 	t->base = t->used = ALIGN_UP((size_t)(end - t->rw), 64);
 	/* emit_common noted addresses of the writable view. */
 	u8 **routines[] = { &t->find_return, &t->enter, &t->call_site, &t->leave_early, &t->link, &t->dispatch };
