@@ -421,7 +421,7 @@ static bool agent_read(struct session *s)
 		s->fd.agent = -1; /* the VM has ended; the supervisor will say why */
 		return false;
 	}
-	if (s->failed)
+	if (s->failed || (s->flags & SESSION_CONSOLE)) /* no command: the second port is the guest's own, nobody listens */
 		return true;
 	const char *bad = agent_bytes(s, buf, (size_t)n);
 	if (bad)

@@ -136,6 +136,11 @@ def test_own_initrd():
         rc, out, err = run("--kernel", k, "--initrd", str(initrd))
         assert rc == 125 and err.startswith(b"umbra: ") and err.count(b"\n") == 1, (rc, out[-500:], err)
 
+def test_console_ports():
+    """On the raw console the second serial port is the guest's own: what it writes there is nobody's business."""
+    rc, out, err = run("--console", stdin=b"echo rubbish >/dev/ttyS1; sleep 0.3; echo ali''ve; poweroff -f\n")
+    assert rc == 0 and b"\nalive" in out.replace(b"\r", b"") and not err, (rc, out[-500:], err)
+
 def test_panic():
     rc, out, err = run("--append", "rdinit=/nosuch init=/nosuch", "--", "true")
     assert rc == 125 and out == b"" and err.count(b"\n") == 1 and b"panic" in err, (rc, out, err)
