@@ -764,7 +764,7 @@ static void super_write_report(struct super *s)
 		len = (u32)(REPORT_SIZE - sizeof *r);
 	char cause[sizeof r->cause];
 	super_text(cause, sizeof cause, r->cause, sizeof r->cause);
-	if (cause[0] && !s->vm_ended) { /* it knew more than how it died */
+	if (cause[0] && !s->vm_ended && s->res->error[0]) { /* it knew more than how it died */
 		char how[sizeof s->res->error];
 		snprintf(how, sizeof how, "%s", s->res->error);
 		snprintf(s->res->error, sizeof s->res->error, "%.420s: %.300s", how, cause);
