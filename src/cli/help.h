@@ -15,7 +15,7 @@ static const char help_run[] =
 	"  --initrd FILE        own initramfs: without COMMAND its own init runs on the console,\n"
 	"                       with COMMAND umbra's agent is added to it and runs COMMAND\n"
 	"  --append STRING      more kernel parameters; may be repeated\n"
-	"  --cpus N             number of processors (default 1; this version has 1)\n"
+	"  --cpus N             number of processors, 1 to 8 (default 1)\n"
 	"  -m, --memory SIZE    memory: bytes, or with K, M, G (default 512M)\n"
 	"  --engine NAME        auto, interpret or translate (default auto: translate where the\n"
 	"                       host allows it, else interpret)\n"

@@ -45,6 +45,7 @@ struct run_options {
 	const char *kernel, *modules, *initrd, *root, *workdir, *hostname, *name, *trace_file;
 	char append[2048];
 	u64 memory;
+	unsigned cpus;
 	bool console, stats, deterministic;
 	int tty, in; /* -1 automatic, 0 no, 1 yes */
 	u64 seed, stop_at, checkpoint_every, checkpoint_from, block_limit, translate_after;
@@ -101,13 +102,16 @@ static int set_memory(struct run_options *o, const char *text)
 	return 0;
 }
 
-static int set_cpus(const char *text)
+#define MAX_CPUS 8
+
+static int set_cpus(struct run_options *o, const char *text)
 {
 	u64 n;
 	if (!cli_parse_u64(text, &n) || n < 1)
-		return cli_error("run: --cpus %s is not a number of processors (1)", text);
-	if (n > 1)
-		return cli_error("run: --cpus %s: the interpreter of this version has one processor (--cpus 1)", text);
+		return cli_error("run: --cpus %s is not a number of processors (1 to 8)", text);
+	if (n > MAX_CPUS)
+		return cli_error("run: --cpus %s: at most %d processors", text, MAX_CPUS);
+	o->cpus = (unsigned)n;
 	return 0;
 }
 
@@ -225,7 +229,7 @@ static const struct option options[] = {
 /* 0, or an exit status; *help: it was asked for. */
 static int parse(const struct cli_verb *self, int argc, char **argv, struct run_options *o, bool *help)
 {
-	*o = (struct run_options){ .memory = MEMORY_DEFAULT, .tty = -1, .in = -1 };
+	*o = (struct run_options){ .memory = MEMORY_DEFAULT, .cpus = 1, .tty = -1, .in = -1 };
 	int r = 0;
 	*help = false;
 	/* "+": what follows the first word that is no option belongs to the command. */
@@ -235,7 +239,7 @@ static int parse(const struct cli_verb *self, int argc, char **argv, struct run_
 		case OPT_MODULES: o->modules = optarg; break;
 		case OPT_INITRD: o->initrd = optarg; break;
 		case OPT_APPEND: r = add_append(o, optarg); break;
-		case OPT_CPUS: r = set_cpus(optarg); break;
+		case OPT_CPUS: r = set_cpus(o, optarg); break;
 		case 'm':
 		case OPT_MEMORY: r = set_memory(o, optarg); break;
 		case OPT_ROOT: o->root = optarg; break;
@@ -305,6 +309,8 @@ static int parse(const struct cli_verb *self, int argc, char **argv, struct run_
 		o->console = true;
 	if (!o->deterministic && (o->stop_at || o->checkpoints))
 		return cli_error("run: --stop-at and --checkpoints count instructions: add --deterministic");
+	if (o->deterministic && o->cpus > 1)
+		return cli_error("run: --deterministic needs --cpus 1: several processors run at the same moment");
 	if (o->trace_file && !o->trace)
 		return cli_error("run: --trace-file without --trace LIST");
 	return 0;
@@ -570,7 +576,7 @@ static int run(struct run_options *o)
 		.initrd_name = o->initrd ? o->initrd : o->root ? o->root : "(built in)",
 		.cmdline = cmdline,
 		.memory = o->memory,
-		.cpus = 1,
+		.cpus = o->cpus,
 		.engine = o->engine,
 		.deterministic = o->deterministic,
 		.det_seed = o->seed,

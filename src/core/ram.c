@@ -57,14 +57,14 @@ static int ram_place(struct ram *ram, gpa_t gpa, u64 size)
 
 static int ram_insert(struct ram *ram, unsigned at, const struct ram_slot *s)
 {
-	/* Through mmap, not malloc: a byte per page of 64 GiB is 16 MiB of which most is never touched. */
-	u64 n = s->size / PAGE_SIZE;
-	u8 *flags = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (flags == MAP_FAILED)
+	/* Through mmap, not malloc: a word per page of 64 GiB is 128 MiB of which most is never touched. */
+	u64 n = s->size / PAGE_SIZE * sizeof(u64);
+	u64 *code = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (code == MAP_FAILED)
 		return -errno;
 	memmove(&ram->slot[at + 1], &ram->slot[at], (ram->n - at) * sizeof ram->slot[0]);
 	ram->slot[at] = *s;
-	ram->slot[at].page_flags = flags;
+	ram->slot[at].code = code;
 	ram->n++;
 	return 0;
 }
@@ -168,7 +168,7 @@ void ram_destroy(struct ram *ram)
 		struct ram_slot *s = &ram->slot[i];
 		if (s->fd >= 0)
 			munmap(s->hva, s->size);
-		munmap(s->page_flags, s->size / PAGE_SIZE);
+		munmap(s->code, s->size / PAGE_SIZE * sizeof(u64));
 	}
 	ram->n = 0;
 }

@@ -8,11 +8,6 @@
 
 #define RAM_MAX_SLOTS 16
 
-/* Per-page flags kept by the engine, one byte per guest page of a slot. */
-enum ram_page_flag {
-	RAM_PAGE_CODE = 1, /* holds decoded or translated code: stores take the slow path */
-};
-
 struct ram_slot {
 	u32 id;       /* KVM memory slot number */
 	bool readonly;
@@ -21,7 +16,8 @@ struct ram_slot {
 	u8 *hva;      /* mapping in this process */
 	int fd;       /* the memfd, or -1 */
 	u64 offset;   /* of gpa within fd */
-	u8 *page_flags; /* size / PAGE_SIZE entries of enum ram_page_flag */
+	u64 *code;    /* the engine's, one word per page: bit n: bytes [64n, 64n+64) may hold decoded code of some CPU;
+	               * stores to a page with any take the slow path.  May be NULL where no code is run. */
 };
 
 struct ram {

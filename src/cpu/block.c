@@ -1,5 +1,6 @@
 /* The cache of decoded blocks.  See block.h. */
 #include "cpu/block.h"
+#include "cpu/exclusive.h"
 #include "cpu/fpu.h"
 #include "cpu/mmu.h"
 #include "cpu/native.h"
@@ -51,10 +52,11 @@ static u32 block_hash(u64 gpa, u32 mode)
 }
 static u32 page_hash(u64 gpa) { return (u32)(((gpa >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull) >> (64 - PAGE_HASH_BITS)); }
 
-static u8 *page_flag(const struct cpu *c, u64 gpa)
+/* The page's word of ram_slot.code, or NULL. */
+static u64 *code_word(const struct ram *ram, u64 gpa)
 {
-	const struct ram_slot *s = ram_find(c->ram, GPA(gpa));
-	return s && s->page_flags ? &s->page_flags[(gpa - s->gpa.v) >> PAGE_SHIFT] : NULL;
+	const struct ram_slot *s = ram_find(ram, GPA(gpa));
+	return s && s->code ? &s->code[(gpa - s->gpa.v) >> PAGE_SHIFT] : NULL;
 }
 
 static struct code_page *page_find(struct blockcache *bc, u64 gpa)
@@ -68,11 +70,12 @@ static struct code_page *page_find(struct blockcache *bc, u64 gpa)
 void blockcache_flush(struct cpu *c)
 {
 	struct blockcache *bc = c->blocks;
-	for (unsigned k = 0; k < ARRAY_SIZE(bc->pages); k++)
+	/* Other CPUs may have blocks in these pages: then the next store finds out what is left. */
+	for (unsigned k = 0; cpu_alone(c) && k < ARRAY_SIZE(bc->pages); k++)
 		for (struct code_page *p = bc->pages[k]; p; p = p->next) {
-			u8 *f = page_flag(c, p->gpa);
-			if (f)
-				*f &= (u8)~RAM_PAGE_CODE;
+			u64 *w = code_word(c->ram, p->gpa);
+			if (w)
+				*w = 0;
 		}
 	for (unsigned k = 0; k < ARRAY_SIZE(bc->pages); k++)
 		bc->pages[k] = NULL;
@@ -95,17 +98,18 @@ static u64 granule_mask(u64 off, u64 len)
 	return MASK(last + 1) & ~MASK(first);
 }
 
-bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
+/* Kills c's blocks that overlap [off, off+len) of the page; *left: granules that still hold some.  True when any was killed. */
+static bool kill_blocks(struct cpu *c, u64 page, u64 off, u64 len, u64 *left)
 {
-	u8 *flag = page_flag(c, gpa.v);
-	if (likely(!flag || !(*flag & RAM_PAGE_CODE)))
+	struct code_page *p = page_find(c->blocks, page);
+	if (!p)
 		return false;
-	struct code_page *p = page_find(c->blocks, gpa.v);
-	u64 off = gpa.v & ~PAGE_MASK;
-	if (!p || !(p->granules & granule_mask(off, len)))
+	if (!(p->granules & granule_mask(off, len))) {
+		*left |= p->granules;
 		return false;
+	}
 	bool killed = false;
-	u64 left = 0;
+	p->granules = 0;
 	struct block **link = &p->blocks;
 	while (*link) {
 		struct block *b = *link;
@@ -122,32 +126,104 @@ bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
 			if (*h)
 				*h = b->hash_next;
 		} else {
-			left |= granule_mask(at, b->bytes);
+			p->granules |= granule_mask(at, b->bytes);
 			link = &b->page_next;
 		}
 	}
-	p->granules = left;
-	if (!left) {
-		*flag &= (u8)~RAM_PAGE_CODE;
-		/* Write tags come back at the next slow store. */
-	}
-	if (killed) {
+	*left |= p->granules;
+	if (killed)
 		c->stats.smc++;
-		cpu_trace(c, TRACE_SMC, gpa.v, c->rip, 0);
-	}
 	return killed;
+}
+
+static u64 part_of_page(u64 gpa, u64 len)
+{
+	u64 n = PAGE_SIZE - (gpa & ~PAGE_MASK);
+	return n < len ? n : len;
+}
+
+/* Once no bit is left, write tags come back at the next slow store. */
+static bool code_written(struct cpu *c, u64 *word, u64 gpa, u64 len)
+{
+	u64 off = gpa & ~PAGE_MASK, left = 0;
+	if (!(*word & granule_mask(off, len)))
+		return false;
+	exclusive_begin(c);
+	/* The store comes after exclusive_end().  With whole granules killed their bits are clear until then, and a CPU that
+	 * wants to decode there has to wait (protect) until this one has done its instruction. */
+	if (!cpu_alone(c)) {
+		len = ALIGN_UP(off + len, 64) - ALIGN_DOWN(off, 64);
+		off = ALIGN_DOWN(off, 64);
+	}
+	bool own = kill_blocks(c, gpa & PAGE_MASK, off, len, &left);
+	for (unsigned k = 0; !cpu_alone(c) && k < c->group->n; k++)
+		if (c->group->cpu[k] != c)
+			kill_blocks(c->group->cpu[k], gpa & PAGE_MASK, off, len, &left);
+	__atomic_store_n(word, left, __ATOMIC_SEQ_CST);
+	exclusive_end(c);
+	if (own)
+		cpu_trace(c, TRACE_SMC, gpa, c->rip, 0);
+	return own;
+}
+
+bool block_code_write(struct cpu *c, gpa_t gpa, u64 len)
+{
+	u64 *word = code_word(c->ram, gpa.v);
+	if (likely(!word || !*word))
+		return false;
+	return code_written(c, word, gpa.v, len);
 }
 
 void block_invalidate(struct cpu *c, gpa_t gpa, u64 len)
 {
 	while (len) {
-		u64 n = PAGE_SIZE - (gpa.v & ~PAGE_MASK);
-		if (n > len)
-			n = len;
+		u64 n = part_of_page(gpa.v, len);
 		block_code_write(c, gpa, n);
 		gpa.v += n;
 		len -= n;
 	}
+}
+
+bool block_code_in(const struct ram *ram, gpa_t gpa, u64 len)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST); /* what was written is seen by whoever sets a bit after this look */
+	while (len) {
+		u64 n = part_of_page(gpa.v, len), *word = code_word(ram, gpa.v);
+		if (word && (__atomic_load_n(word, __ATOMIC_SEQ_CST) & granule_mask(gpa.v & ~PAGE_MASK, n)))
+			return true;
+		gpa.v += n;
+		len -= n;
+	}
+	return false;
+}
+
+void block_forget(struct cpu_group *g, gpa_t gpa, u64 len)
+{
+	while (len) {
+		u64 n = part_of_page(gpa.v, len), left = 0, *word = code_word(g->cpu[0]->ram, gpa.v);
+		if (word && *word) {
+			for (unsigned k = 0; k < g->n; k++)
+				kill_blocks(g->cpu[k], gpa.v & PAGE_MASK, gpa.v & ~PAGE_MASK, n, &left);
+			__atomic_store_n(word, left, __ATOMIC_SEQ_CST);
+		}
+		gpa.v += n;
+		len -= n;
+	}
+}
+
+/* Stores to these granules of the page are noticed from now on, in every CPU. */
+static void protect(struct cpu *c, u64 *word, u64 gpa, u64 granules)
+{
+	const gpa_t page = GPA(gpa & PAGE_MASK);
+	exclusive_begin(c);
+	if (!*word) {
+		mmu_protect_code(c, page);
+		for (unsigned k = 0; !cpu_alone(c) && k < c->group->n; k++)
+			if (c->group->cpu[k] != c)
+				mmu_protect_code(c->group->cpu[k], page);
+	}
+	__atomic_or_fetch(word, granules, __ATOMIC_SEQ_CST);
+	exclusive_end(c);
 }
 
 void mmu_table_written(struct cpu *c, const void *p)
@@ -251,34 +327,66 @@ static struct block *decode_wrapped(struct cpu *c, u64 lin, const u8 *bytes, uns
 	return b;
 }
 
+#define BLOCK_MAX_BYTES (BLOCK_MAX_INSNS * 15)
+
+static void copy_code(u8 *dst, const u8 *src, u64 n)
+{
+	__asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n)::"memory");
+}
+
+static bool same_bytes(const u8 *a, const u8 *b, unsigned n)
+{
+	for (unsigned k = 0; k < n; k++)
+		if (a[k] != ((const volatile u8 *)b)[k])
+			return false;
+	return true;
+}
+
+/* Instructions are decoded from a copy of their bytes: memory may change under us, and every use must see the same. */
 static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *host, u32 mode, int *step)
 {
 	struct blockcache *bc = c->blocks;
 	size_t worst = sizeof(struct block) + (BLOCK_MAX_INSNS + 1) * sizeof(struct insn);
-	if (bc->size - bc->used < worst + sizeof(struct code_page) + 256 || !native_space(c->native, BLOCK_MAX_INSNS) || c->tr_full)
+	if (bc->size - bc->used < worst + sizeof(struct code_page) + 256 || !native_space(c->native, 2 * BLOCK_MAX_INSNS) || c->tr_full)
 		blockcache_flush(c);
 
 	fpu_save(c); /* the decoder is an ordinary library */
+	u64 *word = code_word(c->ram, gpa);
+	if (word && !*word)
+		protect(c, word, gpa, ~0ull); /* the first store into the page finds out where its code is */
+	u8 code[BLOCK_MAX_BYTES];
 	struct block *b = (struct block *)(bc->arena + bc->used);
-	unsigned avail = (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK)), off = 0, n = 0;
-	while (n < c->block_limit && off < avail) {
-		bool ends = false, alone = false;
-		int len = decode_insn(c, host + off, avail - off > 15 ? 15 : avail - off, (u16)off, &b->insn[n], &ends, &alone);
-		if (len <= 0) {
-			if (n)
-				break; /* the odd one gets its own attempt */
-			if (len == 0)
-				return decode_wrapped(c, lin, host, avail, step);
-			c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
-			*step = STEP_FAULT;
-			return NULL;
+	const unsigned avail = (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK));
+	const unsigned window = avail < c->block_limit * 15 ? avail : c->block_limit * 15;
+	unsigned off, n;
+	for (;;) {
+		copy_code(code, host, window);
+		off = n = 0;
+		while (n < c->block_limit && off < avail) {
+			bool ends = false, alone = false;
+			int len = decode_insn(c, code + off, avail - off > 15 ? 15 : avail - off, (u16)off, &b->insn[n], &ends, &alone);
+			if (len <= 0) {
+				if (n)
+					break; /* the odd one gets its own attempt */
+				if (len == 0)
+					return decode_wrapped(c, lin, host, avail, step);
+				c->exc = (struct exception){ .vector = VEC_GP, .has_error = true };
+				*step = STEP_FAULT;
+				return NULL;
+			}
+			if (alone && n)
+				break;
+			b->insn[n].idx = (u8)n;
+			off += (unsigned)len;
+			n++;
+			if (ends || alone)
+				break;
 		}
-		if (alone && n)
+		const u64 granules = granule_mask(gpa & ~PAGE_MASK, off);
+		if (!word || (*word & granules) == granules)
 			break;
-		b->insn[n].idx = (u8)n;
-		off += (unsigned)len;
-		n++;
-		if (ends || alone)
+		protect(c, word, gpa, granules);
+		if (same_bytes(code, host, off))
 			break;
 	}
 	end_marker(&b->insn[n], (u16)off, (u8)n);
@@ -291,11 +399,6 @@ static struct block *decode_block(struct cpu *c, u64 lin, u64 gpa, const u8 *hos
 		ASSERT(p);
 		*p = (struct code_page){ .gpa = gpa & PAGE_MASK, .next = bc->pages[page_hash(gpa)] };
 		bc->pages[page_hash(gpa)] = p;
-	}
-	u8 *flag = page_flag(c, gpa);
-	if (flag && !(*flag & RAM_PAGE_CODE)) {
-		*flag |= RAM_PAGE_CODE;
-		mmu_protect_code(c, GPA(gpa & PAGE_MASK));
 	}
 	p->granules |= granule_mask(gpa & ~PAGE_MASK, off);
 	b->page_next = p->blocks;

@@ -1,10 +1,16 @@
 /* Decoded code: blocks of instructions keyed by guest-physical address and
  * mode, so that fork, exec and address-space switches decode nothing again.
  *
- * A block never crosses a page.  A page with blocks has RAM_PAGE_CODE set, so
- * that stores to it take the slow path, which kills the blocks they overlap.
- * Killed blocks stay allocated until the whole cache is flushed (when its arena
- * is full), hence a running block may be killed safely. */
+ * A block never crosses a page.  A page with blocks has bits set in its word of
+ * ram_slot.code, so that stores to it take the slow path, which kills the blocks
+ * they overlap.  Killed blocks stay allocated until the whole cache is flushed
+ * (when its arena is full), hence a running block may be killed safely.
+ *
+ * Several CPUs.  Each has its own blocks; ram_slot.code is the machine's.  Its
+ * words change only while no other CPU runs guest code (exclusive.h), and the
+ * same moment takes the write tags of the page away from every CPU or kills the
+ * blocks of every CPU.  So a store that finds no code where it goes cannot race
+ * with a CPU that decodes there: one of them waits for the other. */
 #ifndef CPU_BLOCK_H
 #define CPU_BLOCK_H
 
@@ -43,10 +49,14 @@ bool block_global(struct cpu *c, u64 rip);
  * such jumps are undone (tr_unlink). */
 bool block_may_link(struct cpu *c, const struct block *b, u64 rip);
 
-/* [gpa, gpa+len) of RAM is being written: kills overlapping blocks.  True when any was killed.  len stays within a page. */
+/* [gpa, gpa+len) of RAM is about to be written by c: kills overlapping blocks of all CPUs.  True when one of c's own
+ * was killed.  len stays within a page.  May wait for the other CPUs. */
 bool block_code_write(struct cpu *c, gpa_t gpa, u64 len);
-/* DMA: any length, any alignment. */
+/* The same for any length and alignment. */
 void block_invalidate(struct cpu *c, gpa_t gpa, u64 len);
+/* DMA, from any thread: may [gpa, gpa+len), already written, hold code?  Then it is forgotten while no CPU runs. */
+bool block_code_in(const struct ram *ram, gpa_t gpa, u64 len);
+void block_forget(struct cpu_group *g, gpa_t gpa, u64 len);
 
 /* Makes the running block end behind instruction i (which must still be completed). */
 void block_leave_after(struct cpu *c, const struct insn *i);

@@ -21,6 +21,7 @@
 #include "cpu/x86.h"
 
 struct block;
+struct cpu_group;
 struct insn;
 struct lapic;
 struct decoder;
@@ -55,7 +56,7 @@ enum cpu_exit {
 	CPU_EXIT_BUDGET,  /* c->stop_at reached (virtual time) or attention requested */
 	CPU_EXIT_IO,      /* c->io: port access; fill io.data for reads, set io.done, run again */
 	CPU_EXIT_MMIO,    /* c->mmio: the last fragment; fill data for reads, run again */
-	CPU_EXIT_HLT,     /* rip already behind HLT; wake on interrupt */
+	CPU_EXIT_HLT,     /* rip already behind HLT, or c->wait_sipi: sleep until an event */
 	CPU_EXIT_SHUTDOWN, /* triple fault */
 	CPU_EXIT_IPI,     /* c->ipi_icr: ICR written, caller delivers it (cpu is not the only target) */
 	CPU_EXIT_EOI,     /* c->eoi_vector: EOI of a level-triggered vector, for the IOAPIC */
@@ -66,6 +67,7 @@ enum cpu_exit {
 enum cpu_attn {
 	CPU_ATTN_EVENT = 1, /* an interrupt, NMI, INIT or SIPI was posted: look */
 	CPU_ATTN_RETURN = 2, /* cpu_run returns CPU_EXIT_BUDGET; the caller clears it */
+	CPU_ATTN_STOP = 4,   /* the same, for another CPU's exclusive section */
 };
 
 /* An exception being delivered. */
@@ -141,7 +143,7 @@ struct mmio_fragment { gpa_t gpa; u8 len; bool write; u64 data; };
 struct cpu_stats {
 	u64 blocks, blocks_decoded, insns_decoded, decode_flushes, tlb_misses, tlb_flushes, page_faults, exceptions,
 		interrupts, syscalls, exits_io, exits_mmio, halts, smc, native_stubs, cr3_loads, msr_accesses, unknown_msr,
-		signals;
+		signals, exclusive;
 };
 
 #define CPU_UNKNOWN_MSRS 16
@@ -199,8 +201,10 @@ struct cpu {
 	u8 eoi_vector;
 	bool nmi_pending, smi_pending, init_pending, sipi_pending;
 	u8 sipi_vector;
+	bool wait_sipi; /* reset or INIT: sleeps until a start-up IPI (SDM 9.4) */
 	struct lapic *lapic; /* may be NULL in unit tests */
 	unsigned id;    /* APIC id */
+	bool bsp;       /* boots by itself, and after INIT */
 
 	/* --- time --- */
 	bool deterministic;    /* raw TSC = insns + det_tsc_skew; else the host's TSC */
@@ -243,6 +247,9 @@ struct cpu {
 	bool tlb_large[2];     /* pages larger than 4K were cached in the lower / upper half since the last flush */
 	struct insn *patched;  /* instruction whose handler is replaced to leave the block, see block_leave_after() */
 	int (*patched_fn)(struct cpu *, const struct insn *);
+	struct cpu_group *group; /* all CPUs of the machine, see exclusive.h; NULL: this one alone */
+	u32 exclusive_depth, pauses;
+	bool exclusive_fpu;    /* FPU state was live when the exclusive section began */
 	void *owner;           /* the back end's vCPU */
 	u64 trace_mask;        /* events wanted, see trace.h; 0: none, and trace is NULL */
 	struct trace *trace;

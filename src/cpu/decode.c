@@ -8,6 +8,7 @@
 #include <Zydis/Zydis.h>
 
 #include "cpu/block.h"
+#include "cpu/exclusive.h"
 #include "cpu/exec.h"
 #include "cpu/native.h"
 
@@ -591,12 +592,23 @@ static void set_handler(const struct ctx *x)
 		out->ra = reg_offset(o[0].reg.value);
 		simple(x, op_lea, o[0].size / 8u);
 		return;
-	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_PAUSE:
+		out->fn = cpu_alone(x->c) ? op_nop : op_pause;
+		return;
+	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_ENDBR32:
 	case ZYDIS_MNEMONIC_ENDBR64:
-	case ZYDIS_MNEMONIC_LFENCE: /* loads and stores happen in order here */
-	case ZYDIS_MNEMONIC_SFENCE: out->fn = op_nop; return;
+		out->fn = op_nop;
+		return;
+	/* Weakly ordered stores (MOVNT) are made natively: other CPUs must see them in the order the guest asks for. */
+	case ZYDIS_MNEMONIC_LFENCE:
+	case ZYDIS_MNEMONIC_SFENCE:
+		if (!cpu_alone(x->c)) {
+			use_native(x);
+			return;
+		}
+		out->fn = op_nop;
+		return;
 	case ZYDIS_MNEMONIC_CBW: simple(x, op_cbw, 2); return;
 	case ZYDIS_MNEMONIC_CWDE: simple(x, op_cbw, 4); return;
 	case ZYDIS_MNEMONIC_CDQE: simple(x, op_cbw, 8); return;

@@ -23,6 +23,7 @@ extern const insn_fn exec_mov[FORM_COUNT][4];
 extern const insn_fn exec_movzx[2][4][4], exec_movsx[2][4][4]; /* [memory][source size][destination size] */
 extern const insn_fn exec_cmov[2][4]; /* [memory]; aux = condition */
 H(op_setcc_r); H(op_setcc_m);
+H(op_pause); /* exclusive.c: only with other CPUs */
 H(op_lea); H(op_nop); H(op_xchg_rr); H(op_cbw); H(op_cwd); H(op_lahf); H(op_sahf); H(op_xlat);
 H(op_clc); H(op_stc); H(op_cmc); H(op_cld); H(op_std); H(op_salc);
 H(op_bt_mem); /* register bit offset into memory; aux: 0 BT 1 BTS 2 BTR 3 BTC; IF_LOCK */

@@ -1,6 +1,7 @@
 /* Integer arithmetic.  The host's own instruction computes result and flags, so
  * undefined flags come out as the host's too; the flags image is taken with
  * PUSHF and kept whole in c->aflags. */
+#include "cpu/exclusive.h"
 #include "cpu/exec.h"
 
 #define SET8(c, off, v) (REG8(c, off) = (v))
@@ -275,22 +276,29 @@ H(op_bt_mem)
 			LOCKED(64)
 #undef LOCKED
 	} else {
+		const bool split = !p && (i->flags & IF_LOCK); /* across two pages, or MMIO */
+		if (split)
+			exclusive_begin(c);
 		if (p)
 			v = size == 2 ? *(volatile u16 *)p : size == 4 ? *(volatile u32 *)p : *(volatile u64 *)p;
-		else if ((r = mem_read_slow(c, i, ea, &v, size)))
-			return r;
+		else
+			r = mem_read_slow(c, i, ea, &v, size);
 		old = v;
 		v = i->aux == 1 ? v | mask : i->aux == 2 ? v & ~mask : i->aux == 3 ? v ^ mask : v;
-		if (i->aux && p) {
+		if (!r && i->aux && p) {
 			if (size == 2)
 				*(volatile u16 *)p = (u16)v;
 			else if (size == 4)
 				*(volatile u32 *)p = (u32)v;
 			else
 				*(volatile u64 *)p = v;
-		} else if (i->aux && (r = mem_write_slow(c, i, ea, &v, size))) {
-			return r;
+		} else if (!r && i->aux) {
+			r = mem_write_slow(c, i, ea, &v, size);
 		}
+		if (split)
+			exclusive_end(c);
+		if (r)
+			return r;
 	}
 	c->aflags = (c->aflags & ~FL_CF) | ((old >> n) & 1);
 	NEXT(c, i);

@@ -141,11 +141,37 @@ static u64 next_event(struct cpu *c)
 	return at < c->poll_at ? at : c->poll_at;
 }
 
+/* INIT and start-up IPIs (SDM 9.4).  False: nothing to execute before a start-up IPI comes. */
+static bool start_up(struct cpu *c)
+{
+	/* INIT first: a start-up IPI sent before it was dropped when INIT arrived (lapic_deliver). */
+	if (__atomic_exchange_n(&c->init_pending, false, __ATOMIC_SEQ_CST)) {
+		cpu_reset(c, true);
+		c->db_pending = 0;
+		c->nmi_pending = false;
+		c->wait_sipi = !c->bsp;
+	}
+	const bool sipi = __atomic_exchange_n(&c->sipi_pending, false, __ATOMIC_SEQ_CST);
+	if (!c->wait_sipi)
+		return true; /* a start-up IPI means nothing to a running CPU */
+	if (!sipi) {
+		c->exit = CPU_EXIT_HLT;
+		return false;
+	}
+	const u8 vector = __atomic_load_n(&c->sipi_vector, __ATOMIC_SEQ_CST);
+	c->wait_sipi = false;
+	c->seg[CS].sel = (u16)(vector << 8);
+	c->seg[CS].base = (u64)vector << 12;
+	c->rip = 0;
+	cpu_update_mode(c);
+	return true;
+}
+
 /* STEP_NEXT: nothing happened. */
 static int events(struct cpu *c)
 {
-	if (c->init_pending || c->sipi_pending)
-		return cpu_unimplemented(c, NULL, "INIT or SIPI to a running CPU");
+	if (unlikely(c->init_pending || c->sipi_pending || c->wait_sipi) && !start_up(c))
+		return STEP_EXIT;
 	if (c->irq_shadow)
 		return STEP_NEXT;
 	if (c->db_pending) {
@@ -230,8 +256,10 @@ enum cpu_exit cpu_run(struct cpu *c)
 		c->mmio.n++;
 		replay = true;
 	}
-	for (;;) {
-		if (unlikely(c->attn & CPU_ATTN_RETURN)) {
+	for (bool first = true;; first = false) {
+		/* However often others want their exclusive moment: one instruction is executed between two of them. */
+		const bool stop = c->attn & CPU_ATTN_STOP;
+		if (unlikely((c->attn & CPU_ATTN_RETURN) || (stop && !first))) {
 			c->exit = CPU_EXIT_BUDGET;
 			break;
 		}
@@ -262,7 +290,7 @@ enum cpu_exit cpu_run(struct cpu *c)
 		if (c->attn)
 			cpu_poke(c);
 		int step;
-		if (unlikely(replay || shadow || c->slow)) {
+		if (unlikely(replay || shadow || c->slow || stop)) {
 			c->mmio.next = 0;
 			step = step_one(c);
 			if (!c->mmio.pending) {

@@ -182,7 +182,7 @@ void mmu_fill(struct cpu *c, enum tlb_ctx ctx, u64 gva, const struct mmu_page *p
 		return;
 	u64 page = gva & PAGE_MASK, off = (pg->gpa & PAGE_MASK) - s->gpa.v;
 	struct tlb_entry *t = &c->tlbs[ctx][(gva >> PAGE_SHIFT) & (TLB_SIZE - 1)];
-	bool code = s->page_flags && (s->page_flags[off >> PAGE_SHIFT] & RAM_PAGE_CODE);
+	bool code = s->code && s->code[off >> PAGE_SHIFT];
 	t->rtag = pg->r ? page : TLB_NONE;
 	t->wtag = pg->w && pg->dirty && !code && !s->readonly ? page : TLB_NONE;
 	t->xtag = pg->x ? page : TLB_NONE;

@@ -447,7 +447,7 @@ bool native_prepare(struct cpu *c, struct insn *i, const u8 *bytes, const void *
 		if (z->attributes & ZYDIS_ATTRIB_HAS_MODRM)
 			op.fop = (u16)((z->opcode & 7) << 8 | bytes[z->raw.modrm.offset]);
 	}
-	if (z->attributes & ZYDIS_ATTRIB_HAS_LOCK)
+	if ((z->attributes & ZYDIS_ATTRIB_HAS_LOCK) || (z->mnemonic == ZYDIS_MNEMONIC_XCHG && s.mem))
 		op.flags |= NF_LOCK;
 	if (s.mem) {
 		if (s.mem->size == 0 || s.mem->size / 8 > 512)

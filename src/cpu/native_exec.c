@@ -3,6 +3,7 @@
  * Memory operands.  RAM within one page is used in place, so that locked instructions are atomic and the host's own
  * alignment rules apply (pages keep the low 12 bits of addresses).  Anything else goes through the scratch pages at the
  * same offset modulo 64. */
+#include "cpu/exclusive.h"
 #include "cpu/native_op.h"
 
 int native_enabled_slow(struct cpu *c, const struct insn *i, unsigned check)
@@ -219,8 +220,7 @@ static int fault_or_undefined(struct cpu *c, const struct insn *i, const struct 
 	return fault;
 }
 
-/* Through the scratch pages: page-crossing or MMIO operands. */
-static int bounce(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, u32 *status)
+static int bounce_parts(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, u32 *status)
 {
 	u8 *buf = c->native->scratch + PAGE_SIZE + (ea & 63);
 	struct gpr_copy gpr;
@@ -243,7 +243,7 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 	}
 	*status = native_run(c, op, buf);
 	if (*status == STUB_FAULT && c->native->fault.trapno == VEC_AC && (op->flags & NF_LOCK)) {
-		/* The host refuses split locks: not atomic then, but done. */
+		/* The host refuses split locks; no other CPU runs meanwhile. */
 		u8 *aligned = c->native->scratch + PAGE_SIZE + 256;
 		native_copy(aligned, buf, op->size);
 		*status = native_run(c, op, aligned);
@@ -261,6 +261,17 @@ static int bounce(struct cpu *c, const struct insn *i, const struct native_op *o
 		}
 	}
 	return 0;
+}
+
+/* Through the scratch pages: page-crossing or MMIO operands.  Locked ones: nobody else may come in between. */
+static int bounce(struct cpu *c, const struct insn *i, const struct native_op *op, u64 ea, u32 *status)
+{
+	if (!(op->flags & NF_LOCK))
+		return bounce_parts(c, i, op, ea, status);
+	exclusive_begin(c);
+	int r = bounce_parts(c, i, op, ea, status);
+	exclusive_end(c);
+	return r;
 }
 
 /* A store under a mask: what was written is found by running it over two different backgrounds. */

@@ -72,6 +72,8 @@ struct cpu *cpu_init(void *mem, const struct cpu_config *cfg)
 		lapic_reset(c->lapic, cfg->id, cfg->bsp);
 	}
 	msr_reset(c, cfg->bsp);
+	c->bsp = cfg->bsp;
+	c->wait_sipi = !cfg->bsp;
 	cpu_reset(c, false);
 	return c;
 }

@@ -7,7 +7,7 @@
 struct cpu_config {
 	unsigned id;          /* APIC id */
 	bool bsp;
-	struct ram *ram;      /* page_flags present in every slot that may hold code */
+	struct ram *ram;      /* `code` present in every slot that may hold code */
 	const struct cpuid_table *cpuid; /* outlives the cpu; may be NULL in unit tests without CPUID */
 	size_t block_arena;   /* bytes for decoded blocks */
 	unsigned block_limit; /* most instructions per block; 0: BLOCK_MAX_INSNS */

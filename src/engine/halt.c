@@ -21,7 +21,9 @@ void soft_wake(struct vcpu *v)
 
 static bool wakes(struct cpu *c)
 {
-	return c->nmi_pending || c->init_pending || c->sipi_pending || c->db_pending ||
+	if (c->init_pending || c->sipi_pending || c->wait_sipi)
+		return c->init_pending || c->sipi_pending; /* an NMI or interrupt does not wake who waits for a start-up */
+	return c->nmi_pending || c->db_pending ||
 	       ((c->sflags & FL_IF) && c->lapic && lapic_pending(c) >= 0);
 }
 
@@ -34,7 +36,7 @@ void soft_halt(struct vcpu *v)
 		__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_EVENT, __ATOMIC_SEQ_CST);
 		if (wakes(c))
 			return;
-		u64 due = c->lapic ? lapic_deadline(c) : ~0ull, now = cpu_tsc(c);
+		u64 due = c->lapic && !c->wait_sipi ? lapic_deadline(c) : ~0ull, now = cpu_tsc(c);
 		if (due <= now) /* fires, but is masked: nothing to wait for in it; lapic_pending has taken note */
 			due = ~0ull;
 		if (c->deterministic && due != ~0ull) {
@@ -50,10 +52,10 @@ void soft_halt(struct vcpu *v)
 			timeout = &ts;
 		}
 		__atomic_store_n(&v->sleeping, true, __ATOMIC_SEQ_CST);
-		pthread_mutex_unlock(&v->running);
+		soft_leave(v);
 		if (!__atomic_load_n(&c->attn, __ATOMIC_SEQ_CST))
 			futex(&c->attn, FUTEX_WAIT_PRIVATE, 0, timeout);
-		pthread_mutex_lock(&v->running);
+		soft_enter(v);
 		__atomic_store_n(&v->sleeping, false, __ATOMIC_SEQ_CST);
 	}
 }

@@ -31,7 +31,7 @@ const char *const hv_stat_names[HV_STAT_COUNT] = {
 	[HV_STAT_EXCEPTIONS] = "exceptions", [HV_STAT_INTERRUPTS] = "interrupts", [HV_STAT_SYSCALLS] = "system-calls",
 	[HV_STAT_EXITS_IO] = "exits-io", [HV_STAT_EXITS_MMIO] = "exits-mmio", [HV_STAT_HALTS] = "halts",
 	[HV_STAT_SMC] = "code-modified", [HV_STAT_NATIVE_STUBS] = "native-stubs", [HV_STAT_CR3_LOADS] = "cr3-loads",
-	[HV_STAT_MSR_ACCESSES] = "msr-accesses", [HV_STAT_UNKNOWN_MSR] = "unknown-msr", [HV_STAT_SIGNALS] = "host-signals",
+	[HV_STAT_MSR_ACCESSES] = "msr-accesses", [HV_STAT_UNKNOWN_MSR] = "unknown-msr", [HV_STAT_SIGNALS] = "host-signals", [HV_STAT_EXCLUSIVE] = "exclusive-sections",
 };
 
 /* ---- the virtual machine ---- */
@@ -46,10 +46,31 @@ static u64 wall_ns(void)
 static int soft_signal_msi(struct hv *hv, const struct kvm_msi *msi);
 static int send_msi(void *hv, const struct kvm_msi *msi) { return soft_signal_msi(hv, msi); }
 
+static void exclusive_cpu_begin(struct cpu *c)
+{
+	struct vcpu *v = c->owner;
+	soft_exclusive_begin(v->hv, v);
+}
+
+static void exclusive_cpu_end(struct cpu *c)
+{
+	struct vcpu *v = c->owner;
+	soft_exclusive_end(v->hv, v);
+}
+
+static void exclusive_cpu_yield(struct cpu *c)
+{
+	soft_leave(c->owner); /* nobody's exclusive section waits until we run again */
+	sched_yield();
+	soft_enter(c->owner);
+}
+
 static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 {
 	if (cfg->max_vcpus < 1 || cfg->max_vcpus > SOFT_MAX_VCPUS)
 		return -ENOTSUP;
+	if (cfg->deterministic && cfg->max_vcpus > 1)
+		return -ENOTSUP; /* nothing orders what two host threads do */
 	struct hv *hv = calloc(1, sizeof *hv);
 	if (!hv)
 		return -ENOMEM;
@@ -76,6 +97,8 @@ static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 		free(hv);
 		return r;
 	}
+	soft_exclusive_init(&hv->exclusive);
+	hv->group = (struct cpu_group){ .begin = exclusive_cpu_begin, .end = exclusive_cpu_end, .yield = exclusive_cpu_yield };
 	*out = hv;
 	return 0;
 }
@@ -83,20 +106,13 @@ static int create(const struct hv_config *cfg, bool translate, struct hv **out)
 static int soft_create(const struct hv_config *cfg, struct hv **out) { return create(cfg, false, out); }
 static int translate_create(const struct hv_config *cfg, struct hv **out) { return create(cfg, true, out); }
 
-static void free_flags(struct ram_slot *s)
-{
-	if (s->page_flags)
-		munmap(s->page_flags, s->size >> PAGE_SHIFT);
-	s->page_flags = NULL;
-}
-
 static void soft_destroy(struct hv *hv)
 {
 	if (!hv)
 		return;
 	eventfds_destroy(&hv->eventfds);
-	for (unsigned k = 0; k < hv->ram.n; k++)
-		free_flags(&hv->ram.slot[k]);
+	ram_destroy(&hv->ram);
+	soft_exclusive_destroy(&hv->exclusive);
 	free(hv);
 }
 
@@ -107,23 +123,11 @@ static int soft_set_memory_region(struct hv *hv, const struct kvm_userspace_memo
 		return -EINVAL;
 	if (!r->memory_size)
 		return -EINVAL;
-	int e = ram_add_mapped(&hv->ram, r->slot, GPA(r->guest_phys_addr), r->memory_size, (u8 *)r->userspace_addr,
-			       r->flags & KVM_MEM_READONLY);
-	if (e)
-		return e;
-	for (unsigned k = 0; k < hv->ram.n; k++) {
-		struct ram_slot *s = &hv->ram.slot[k];
-		if (s->id != r->slot || s->page_flags)
-			continue;
-		void *p = mmap(NULL, s->size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		if (p == MAP_FAILED)
-			return -errno;
-		s->page_flags = p;
-	}
-	return 0;
+	return ram_add_mapped(&hv->ram, r->slot, GPA(r->guest_phys_addr), r->memory_size, (u8 *)r->userspace_addr,
+			      r->flags & KVM_MEM_READONLY);
 }
 
-static void attend(struct vcpu *v, u32 why)
+void soft_attend(struct vcpu *v, u32 why)
 {
 	__atomic_or_fetch(&v->cpu->attn, why, __ATOMIC_SEQ_CST);
 	cpu_poke(v->cpu);
@@ -145,7 +149,7 @@ static int soft_signal_msi(struct hv *hv, const struct kvm_msi *msi)
 			continue;
 		delivered++;
 		if (lapic_deliver(v->cpu, mode, vector, level))
-			attend(v, CPU_ATTN_EVENT);
+			soft_attend(v, CPU_ATTN_EVENT);
 		if (mode == 1) /* lowest priority: one receiver */
 			break;
 	}
@@ -159,15 +163,11 @@ static int soft_ioeventfd(struct hv *hv, const struct kvm_ioeventfd *f) { return
 
 static void soft_invalidate(struct hv *hv, gpa_t gpa, u64 len)
 {
-	for (unsigned k = 0; k < hv->n_vcpus; k++) {
-		struct vcpu *v = hv->vcpu[k];
-		__atomic_add_fetch(&v->waiters, 1, __ATOMIC_SEQ_CST);
-		attend(v, CPU_ATTN_RETURN);
-		pthread_mutex_lock(&v->running);
-		block_invalidate(v->cpu, gpa, len);
-		pthread_mutex_unlock(&v->running);
-		__atomic_sub_fetch(&v->waiters, 1, __ATOMIC_SEQ_CST);
-	}
+	if (!block_code_in(&hv->ram, gpa, len))
+		return;
+	soft_exclusive_begin(hv, NULL);
+	block_forget(&hv->group, gpa, len);
+	soft_exclusive_end(hv, NULL);
 }
 
 static u64 soft_clock_ns(struct hv *hv) { return hv->n_vcpus ? pvclock_ns(hv->vcpu[0]->cpu) : 0; }
@@ -186,7 +186,6 @@ static void soft_vcpu_destroy(struct vcpu *v)
 		munmap(v->run, RUN_SIZE);
 	if (v->signal_stack)
 		munmap(v->signal_stack, 64 * KiB);
-	pthread_mutex_destroy(&v->running);
 	free(v);
 }
 
@@ -205,7 +204,6 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 		return -ENOMEM;
 	v->hv = hv;
 	v->id = id;
-	pthread_mutex_init(&v->running, NULL);
 	int r = native_memory_create(STUB_ARENA, &v->native);
 	if (r) {
 		soft_vcpu_destroy(v);
@@ -228,6 +226,7 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	v->cpu->owner = v;
 	v->cpu->trace = hv->cfg.trace;
 	v->cpu->trace_mask = hv->cfg.trace ? hv->cfg.trace->mask : 0;
+	v->cpu->group = &hv->group;
 	if (hv->translate && (r = translate_attach(&v->translator, v->cpu, (u16)hv->cfg.translate_after))) {
 		soft_vcpu_destroy(v);
 		return r;
@@ -236,6 +235,7 @@ static int soft_vcpu_create(struct hv *hv, unsigned id, struct vcpu **out)
 	v->cpu->boot_wall_ns = hv->boot_wall_ns;
 	if (hv->cfg.deterministic)
 		v->cpu->stop_at = soft_next_stop(v);
+	hv->group.cpu[hv->group.n++] = v->cpu;
 	hv->vcpu[hv->n_vcpus++] = v;
 	*out = v;
 	return 0;
@@ -311,7 +311,7 @@ static void deliver_ipi(struct vcpu *from)
 		if (v == from || (shorthand == 0 && !lapic_matches(v->cpu->lapic, (u32)(icr >> 32), icr & BIT(11))))
 			continue;
 		if (lapic_deliver(v->cpu, mode, (u8)icr, icr & BIT(15)))
-			attend(v, CPU_ATTN_EVENT);
+			soft_attend(v, CPU_ATTN_EVENT);
 		if (mode == 1)
 			break;
 	}
@@ -340,9 +340,11 @@ static int run_once(struct vcpu *v)
 				return finish(v, KVM_EXIT_DEBUG);
 			return 1;
 		}
-		__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_RETURN, __ATOMIC_SEQ_CST);
-		if (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
+		if (c->attn & CPU_ATTN_STOP) {
+			soft_pause(v);
 			return 1;
+		}
+		__atomic_and_fetch(&c->attn, ~(u32)CPU_ATTN_RETURN, __ATOMIC_SEQ_CST);
 		return -EINTR;
 	case CPU_EXIT_IO:
 		if (c->io.write && eventfds_write(&v->hv->eventfds, true, c->io.port, c->io.size, c->io.data))
@@ -408,25 +410,18 @@ static int soft_vcpu_run(struct vcpu *v)
 		cpu_trace(v->cpu, TRACE_START, cpu_raw_tsc(v->cpu), v->hv->cfg.tsc_khz, 0);
 	}
 	complete(v);
-	pthread_mutex_lock(&v->running);
+	soft_enter(v);
 	int r;
-	while ((r = run_once(v)) > 0) {
+	do {
+		r = run_once(v);
 		if (unlikely(v->msrs_logged != v->cpu->unknown_msr.n))
 			log_unknown_msrs(v);
-		if (unlikely(__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))) {
-			pthread_mutex_unlock(&v->running);
-			while (__atomic_load_n(&v->waiters, __ATOMIC_SEQ_CST))
-				sched_yield();
-			pthread_mutex_lock(&v->running);
-		}
-	}
-	pthread_mutex_unlock(&v->running);
-	if (unlikely(v->msrs_logged != v->cpu->unknown_msr.n))
-		log_unknown_msrs(v);
+	} while (r > 0);
+	soft_leave(v);
 	return r;
 }
 
-static void soft_vcpu_kick(struct vcpu *v) { attend(v, CPU_ATTN_RETURN); }
+static void soft_vcpu_kick(struct vcpu *v) { soft_attend(v, CPU_ATTN_RETURN); }
 
 static u64 soft_read_virt(struct vcpu *v, gva_t gva, void *buf, u64 n)
 {
@@ -479,6 +474,7 @@ static void soft_stats(struct vcpu *v, u64 out[HV_STAT_COUNT])
 		[HV_STAT_EXITS_MMIO] = s->exits_mmio, [HV_STAT_HALTS] = s->halts, [HV_STAT_SMC] = s->smc,
 		[HV_STAT_NATIVE_STUBS] = s->native_stubs, [HV_STAT_CR3_LOADS] = s->cr3_loads,
 		[HV_STAT_MSR_ACCESSES] = s->msr_accesses, [HV_STAT_UNKNOWN_MSR] = s->unknown_msr, [HV_STAT_SIGNALS] = s->signals,
+		[HV_STAT_EXCLUSIVE] = s->exclusive,
 	};
 	memcpy(out, values, sizeof values);
 }

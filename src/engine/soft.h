@@ -6,12 +6,14 @@
 
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
+#include "cpu/exclusive.h"
 #include "engine/eventfd.h"
+#include "engine/exclusive.h"
 #include "engine/native_memory.h"
 #include "engine/tr/translate.h"
 #include "vcpu/vcpu.h"
 
-#define SOFT_MAX_VCPUS 1 /* cross-vCPU invalidation of decoded code comes with the translator */
+#define SOFT_MAX_VCPUS CPU_GROUP_MAX
 
 struct hv {
 	struct hv_config cfg;
@@ -19,6 +21,8 @@ struct hv {
 	struct ram ram;
 	struct vcpu *vcpu[SOFT_MAX_VCPUS];
 	unsigned n_vcpus;
+	struct cpu_group group;
+	struct exclusive exclusive;
 	bool translate;      /* hot blocks are translated (engine/tr) */
 	u64 boot_tsc, boot_wall_ns;
 	struct eventfds eventfds;
@@ -34,14 +38,17 @@ struct vcpu {
 	struct kvm_run *run; /* two pages: the structure, then the bytes of port I/O */
 	enum { COMPLETE_NOTHING, COMPLETE_IN, COMPLETE_MMIO } complete;
 	bool sleeping;       /* in soft_halt: posters must wake the futex */
-	pthread_mutex_t running; /* held while guest code may run; soft_invalidate takes it */
-	u32 waiters;         /* threads that want `running` */
+	bool inside;         /* may run guest code, see exclusive.h */
+	u64 seen;            /* hv->exclusive.sections that our translations are up to date with */
 	unsigned msrs_logged; /* how many of cpu->unknown_msr the log has named */
 	void *signal_stack;
 	bool thread_ready;
 	struct translator translator;
 	char error[512];
 };
+
+/* soft.c: sets bits of c->attn and makes the vCPU look.  Any thread. */
+void soft_attend(struct vcpu *v, u32 why);
 
 /* halt.c: sleeps until an interrupt is deliverable, the vCPU is kicked, or a poster wants it.  Never returns early
  * without one of these.  Deterministic mode skips virtual time to the timer instead. */

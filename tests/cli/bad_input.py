@@ -46,7 +46,7 @@ def test_options():
         (["--memory", "512Q"], "not a size"), (["--memory", "lots"], "not a size"), (["--memory", ""], "not a size"),
         (["--memory", "99999999999999999999"], "not a size"), (["--memory", "18446744073709551615G"], "not a size"),
         (["--memory", "900G"], "more than"), (["--memory", "12345T"], "more than"), (["--memory=5 M"], "not a size"),
-        (["--cpus", "0"], "--cpus 0"), (["--cpus", "-1"], "--cpus"), (["--cpus", "2"], "one processor"),
+        (["--cpus", "0"], "--cpus 0"), (["--cpus", "-1"], "--cpus"), (["--cpus", "9"], "at most 8"), (["--deterministic", "--cpus", "2"], "--cpus 1"),
         (["--cpus", "99999999999999999999999"], "--cpus"), (["--cpus", "1x"], "--cpus"),
         (["--engine", "warp"], "no such engine"), (["--engine", "kvm"], "not available in this build"),
         (["--engine", "shadow"], "not available"),

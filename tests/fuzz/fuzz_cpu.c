@@ -35,7 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define CODE 0x9000u
 
 static struct {
-	u8 *mem, *flags;
+	u8 *mem;
+	u64 *code;
 	void *cpu_mem;
 	size_t cpu_size;
 	struct cpu_config cfg;
@@ -68,9 +69,9 @@ static void set_up(void)
 {
 	f.mem = (u8 *)map(RAM_SIZE + 2 * GUARD, PROT_NONE) + GUARD;
 	mprotect(f.mem, RAM_SIZE, PROT_READ | PROT_WRITE);
-	f.flags = map(RAM_SIZE / PAGE_SIZE, PROT_READ | PROT_WRITE);
+	f.code = map(RAM_SIZE / PAGE_SIZE * sizeof(u64), PROT_READ | PROT_WRITE);
 	f.ram.n = 1;
-	f.ram.slot[0] = (struct ram_slot){ .size = RAM_SIZE, .hva = f.mem, .fd = -1, .page_flags = f.flags };
+	f.ram.slot[0] = (struct ram_slot){ .size = RAM_SIZE, .hva = f.mem, .fd = -1, .code = f.code };
 	cpuid_table_init(&f.cpuid, 1, 2000000);
 	int fd = memfd_create("stubs", 0);
 	if (fd < 0 || ftruncate(fd, STUB_SIZE))
@@ -133,7 +134,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!f.mem)
 		set_up();
 	memset(f.mem, 0, RAM_SIZE / 4);
-	memset(f.flags, 0, RAM_SIZE / PAGE_SIZE);
+	memset(f.code, 0, RAM_SIZE / PAGE_SIZE * sizeof(u64));
 	madvise(f.cpu_mem, f.cpu_size, MADV_DONTNEED); /* zero again, and only what it touches costs */
 	tables();
 	struct cpu *c = f.cpu = cpu_init(f.cpu_mem, &f.cfg);

@@ -44,7 +44,7 @@ struct interp {
 	struct insn_batch batch;
 	struct insn_result result[BATCH_CASES];
 	struct ram ram;
-	u8 page_flags[PG_COUNT];
+	u64 code[PG_COUNT];
 	u8 *mem;
 	struct cpu *cpu;
 	struct cpuid_table cpuid;
@@ -185,7 +185,7 @@ static struct executor *create(const struct executor *kind, bool translate, bool
 	t->e.result = t->result;
 	t->mem = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	t->ram.n = 1;
-	t->ram.slot[0] = (struct ram_slot){ .size = RAM_SIZE, .hva = t->mem, .fd = -1, .page_flags = t->page_flags };
+	t->ram.slot[0] = (struct ram_slot){ .size = RAM_SIZE, .hva = t->mem, .fd = -1, .code = t->code };
 	cpuid_table_init(&t->cpuid, 1, 2000000);
 
 	int fd = memfd_create("stubs", MFD_CLOEXEC);

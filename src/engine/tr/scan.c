@@ -1,5 +1,7 @@
 #include "engine/tr/scan.h"
 
+#include "cpu/exclusive.h"
+
 #include <string.h>
 
 int scan_gpr(ZydisRegister r)
@@ -242,6 +244,13 @@ bool scan_block(struct cpu *c, const struct block *b, const ZydisDecoder *decode
 			return false;
 		}
 		classify(p, i);
+		/* With other CPUs, fences order weakly ordered stores, and who waits may have to yield. */
+		if (p->how == HOW_DROP && !cpu_alone(c)) {
+			if (p->zi.mnemonic == ZYDIS_MNEMONIC_LFENCE || p->zi.mnemonic == ZYDIS_MNEMONIC_SFENCE)
+				p->how = HOW_COPY;
+			else if (p->zi.mnemonic == ZYDIS_MNEMONIC_PAUSE)
+				p->how = HOW_CALL_C;
+		}
 		s->used |= scan_registers(p);
 	}
 	return true;
