@@ -737,9 +737,11 @@ static void super_judge(struct super *s)
 		if (by_vm)
 			super_set_status(s, 0);
 		else
+			/* "the guest powered off" adds nothing; how else it did may. */
 			super_fail(s, "the VM ended: the guest %s before the command had ended%s%s",
 				   x->ending == PROTO_END_RESET ? "restarted" : "powered off",
-				   x->ending == PROTO_END_RESET ? sep : "", x->ending == PROTO_END_RESET ? x->text : "");
+				   strcmp(x->text, "the guest powered off") ? sep : "",
+				   strcmp(x->text, "the guest powered off") ? x->text : "");
 		break;
 	case PROTO_END_TRIPLE_FAULT:
 	case PROTO_END_ENGINE:
