@@ -109,7 +109,7 @@ static void recv_with_fds(const u8 *p, size_t n)
 		return;
 	CHECK(!msg_pair(sv));
 	unsigned n_fds = pick_fds(fds, p + 4, p[1] % 33 < n - 4 ? p[1] % 33 : n - 4, sv[0]);
-	struct { u32 magic, type, len, n_fds; u8 body[64]; } d = { 0x4d424d55, p[0] % 5, p[2] % 65, n_fds + (p[3] == 1), { 0 } };
+	struct { u32 magic, type, len, n_fds; u8 body[64 + 4]; } d = { 0x4d424d55, p[0] % 5, p[2] % 65, n_fds + (p[3] == 1), { 0 } };
 	send_raw(sv[0], &d, 16 + d.len + (p[3] == 2), fds, n_fds);
 	int r = msg_recv(sv[1], &m, with_fds, ARRAY_SIZE(with_fds), true);
 	CHECK(r == 1 || r == -EBADMSG);
