@@ -142,6 +142,9 @@ CASE(init)
 {
 	if (n_cpus < 2)
 		return;
+	/* A processor whose host thread has not run since gets the SIPI with the INIT still to come, and QEMU drops it. */
+	if (tcg_known_wrong("INIT and SIPI reach a processor in order (SDM 9.4.4)"))
+		return;
 	begin(beat);
 	CHECK(WAIT(beats > 1000));
 	icr(0, OTHERS | DM_INIT | BIT(15));
@@ -160,6 +163,10 @@ CASE(init)
 	icr(0, OTHERS | VEC_COUNT); /* an interrupt does not wake them */
 	ready = ap_ticket = 0;
 	icr(0, OTHERS | DM_SIPI | TRAMPOLINE >> 12);
+	/* The second one comes 200 us later in the MultiProcessor Specification's start-up (B.4). */
+	until = rdtsc() + 2000000;
+	while (rdtsc() < until)
+		PAUSE;
 	icr(0, OTHERS | DM_SIPI | TRAMPOLINE >> 12);
 	CHECK(WAIT(ready == n_cpus - 1));
 	CHECK_EQ(ap_ticket, n_cpus - 1);
