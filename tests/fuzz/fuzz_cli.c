@@ -78,7 +78,7 @@ int super_run(const struct super_config *cfg, struct super_result *res)
 {
 	started = true;
 	CHECK(cfg->kernel_fd >= 0 && cfg->session_fd >= 0 && strlen(cfg->cmdline) < 4096 && !strpbrk(cfg->cmdline, "\r\n"));
-	CHECK(cfg->memory >= MEMORY_MIN && cfg->memory <= MEMORY_MAX && cfg->memory % MEMORY_UNIT == 0 && cfg->cpus == 1);
+	CHECK(cfg->memory >= MEMORY_MIN && cfg->memory <= MEMORY_MAX && cfg->memory % MEMORY_UNIT == 0 && cfg->cpus >= 1 && cfg->cpus <= 8);
 	CHECK(cfg->engine <= SUPER_ENGINE_TRANSLATE && cfg->block_limit <= 64 && cfg->translate_after <= 65535);
 	CHECK(cfg->deterministic || (!cfg->stop_at_insns && cfg->checkpoint_fd < 0));
 	CHECK(cfg->checkpoint_fd < 0 || cfg->checkpoint_every);
